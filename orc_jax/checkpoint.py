@@ -1,0 +1,165 @@
+"""Checkpoints of a run, and networks that start from one.
+
+A work directory holds `config.json` and `checkpoints/STEP`. Orbax writes them in the
+background and atomically; the last one and the best one are kept.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+from orc_jax import config as configs
+from orc_jax import import_torch, methods, peers
+from orc_jax.errors import UserError
+from orc_jax.step import State
+
+# The score that makes a checkpoint the best one, see `metrics.target_top1`.
+SCORE = "target_top1"
+
+
+class Checkpoints:
+    """The checkpoints of one work directory."""
+
+    def __init__(self, workdir: str | Path):
+        def score(metrics):
+            return metrics[SCORE]
+
+        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                best_fn=score,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+            ),
+        )
+
+    def save(self, state: State, score: float | None) -> None:
+        """Begins to write the state; `score` is None where it was not evaluated."""
+        step = int(state.step)
+        if step not in self._manager.all_steps():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+                metrics=None if score is None else {SCORE: score},
+            )
+
+    def step(self, which: str = "last") -> int | None:
+        """The step of the "last" or "best" checkpoint or of one named by its number.
+
+        Raises:
+          UserError: there is no such checkpoint (but None for an empty directory).
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            return None
+        if which == "last":
+            return steps[-1]
+        if which == "best":
+            best = self._manager.best_step()
+            return steps[-1] if best is None else best
+        if not which.isdigit() or int(which) not in steps:
+            raise UserError(f"no checkpoint {which!r}, there are: last, best, {steps}")
+        return int(which)
+
+    def restore(self, step: int, like: State) -> State:
+        """The state of a step, with the shapes and placement of `like`."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=args).state
+
+    def restore_arrays(self, step: int) -> dict:
+        """The state of a step as nested dicts of numpy arrays, whatever its networks."""
+        tree = self._manager.item_metadata(step).state.tree
+        like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=args).state
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the directory."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config of a work directory; `UserError` if it is none."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} is not a work directory: it has no config.json")
+    try:
+        return configs.from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not a config: {error}") from error
+
+
+def pretrained(group: peers.Group, config, image_shape) -> dict:
+    """Variables for the peers that start from a checkpoint (`peers[i].init_from`).
+
+    Returns:
+      peer → {"params", "batch_stats"}.
+
+    Raises:
+      UserError: a file is missing, unreadable or of another network.
+    """
+    found = {}
+    for stack in group.stacks:
+        for peer in stack.peers:
+            source = config.peers[peer].init_from
+            if not source:
+                continue
+            template = peers.abstract_variables(stack, image_shape)
+            workdir, chosen = source, ""
+            if not Path(source).exists():
+                workdir, _, chosen = source.rpartition(":")
+            try:
+                if workdir and Path(workdir).is_dir():
+                    found[peer] = _from_run(workdir, chosen, stack.name, template)
+                else:
+                    tensors = import_torch.load(source)
+                    found[peer] = import_torch.convert(tensors, stack.name, template)
+            except UserError as error:
+                raise UserError(f"peers[{peer}].init_from: {error}") from error
+    return found
+
+
+def _from_run(workdir, chosen, network, template):
+    """Variables of a peer of an earlier run, from its best checkpoint."""
+    config = read_config(workdir)
+    names = [peer.model for peer in config.peers]
+    same = [str(i) for i, name in enumerate(names) if name == network]
+    if not same:
+        raise UserError(f"{workdir} trained {', '.join(names)}; none is a {network}")
+    if chosen and chosen not in same:
+        raise UserError(f"{workdir} has no {network} {chosen!r}, allowed: {', '.join(same)}")
+    if not chosen and len(same) > 1:
+        raise UserError(f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(same)}")
+    peer = int(chosen or same[0])
+
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.step("best")
+    if step is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    stacks = checkpoints.restore_arrays(step)["stacks"]
+    checkpoints.close()
+    apart = methods.get(config.method.name).apart(config.method, len(names))
+    layout = peers.layout(config, apart)
+    (stack, position), *_ = [
+        (stacks[i], members.index(peer))
+        for i, (_, _, members) in enumerate(layout)
+        if peer in members
+    ]
+    variables = jax.tree.map(
+        lambda x: x[position], {"params": stack["params"], "batch_stats": stack["stats"]}
+    )
+    shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (variables, template)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{workdir} trained its {network} for other images or classes than these"
+        )
+    return variables

@@ -1,0 +1,185 @@
+"""The whole configuration: one ConfigDict, checked once before anything compiles."""
+
+import json
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict, config_dict
+
+from orc_jax import data, methods, models, optimizers
+from orc_jax.errors import UserError, unknown
+
+
+def default(method: str = "orc") -> ConfigDict:
+    """The settings of a run with their defaults; `peers` are for the caller to fill."""
+    config = ConfigDict()
+    config.seed = 0
+    config.epochs = 200
+    config.batch_size = 128  # images a step, over all devices
+    config.eval_batch_size = 500
+    config.eval_every = 1  # epochs
+    config.checkpoint_every = 1  # epochs
+
+    config.data = ConfigDict()
+    config.data.name = "digits"
+    config.data.dir = "data"
+    config.data.pad = 4  # pixels added on each side before the random crop; 0: no crop
+    config.data.pad_mode = "zero"
+    config.data.flip = True
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the batch; -1: all that are left
+    config.mesh.peer = 1  # devices that split the networks
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.schedule = "step"
+    config.optimizer.decay_epochs = (100, 150)
+    config.optimizer.decay = 0.1
+    config.optimizer.warmup_epochs = 0.0
+
+    config.method = methods.get(method).defaults()
+    config.peers = ()
+    return config
+
+
+def peer(model: str) -> ConfigDict:
+    """A network of the group; what is None follows the run's settings."""
+    config = ConfigDict()
+    config.model = model
+    config.init_from = config_dict.placeholder(str)  # checkpoint to start from
+    config.optimizer = ConfigDict(
+        {
+            name: config_dict.placeholder(type(value))
+            for name, value in default().optimizer.items()
+        }
+    )
+    return config
+
+
+def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
+    """Checks everything that can be known before data and devices are touched.
+
+    Args:
+      config: the whole config.
+      num_devices: how many there are.
+      own_data: the caller gives arrays, so that `data.name` names nothing.
+
+    Returns:
+      The mesh shape, (data, peer).
+
+    Raises:
+      UserError: the first thing that is wrong, with the value given and those allowed.
+    """
+    method = methods.get(config.method.name)
+    template = default(config.method.name)
+    template.peers = tuple(peer("") for _ in config.peers)
+    _check_keys(config, template, "config")
+    if not config.peers:
+        raise UserError("config.peers is empty: a group needs at least one network")
+    for i, one in enumerate(config.peers):
+        if one.model not in models.NETWORKS:
+            raise unknown(f"network of config.peers[{i}]", one.model, models.NETWORKS)
+        _check_optimizer(optimizers.settings(config, one), f"peers[{i}].optimizer")
+    method.check(config.method, len(config.peers))
+
+    if not own_data:
+        _one_of(config.data.name, data.NAMES, "data.name")
+    _one_of(config.data.pad_mode, ("zero", "reflect"), "data.pad_mode")
+    for key, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("eval_batch_size", 1),
+        ("eval_every", 1),
+        ("checkpoint_every", 1),
+    ):
+        _at_least(config[key], least, key)
+    _at_least(config.data.pad, 0, "data.pad")
+    return _mesh_shape(config, num_devices)
+
+
+def _check_keys(config, template, where):
+    """The config has just the keys that the template has, at every level."""
+    if unknown_keys := sorted(set(config) - set(template)):
+        raise unknown(f"key of {where}", unknown_keys[0], template)
+    if missing := sorted(set(template) - set(config)):
+        raise UserError(f"{where} has no key {missing[0]!r}")
+    for key, value in template.items():
+        if isinstance(value, ConfigDict):
+            _check_keys(config[key], value, f"{where}.{key}")
+        elif key == "peers":
+            for i, (one, same) in enumerate(zip(config.peers, value, strict=True)):
+                _check_keys(one, same, f"{where}.peers[{i}]")
+
+
+def _check_optimizer(settings, where):
+    _one_of(settings.name, optimizers.OPTIMIZERS, f"{where}.name")
+    _one_of(settings.schedule, optimizers.SCHEDULES, f"{where}.schedule")
+    for key in ("learning_rate", "momentum", "weight_decay", "decay", "warmup_epochs"):
+        _at_least(settings[key], 0, f"{where}.{key}")
+
+
+def _one_of(value, allowed: Sequence[str], where):
+    if value not in allowed:
+        raise unknown(f"value of {where}", value, allowed)
+
+
+def _at_least(value, least, where):
+    if not value >= least:
+        raise UserError(f"{where} is {value}, allowed: {least} or more")
+
+
+def _mesh_shape(config, num_devices) -> tuple[int, int]:
+    data, peer = config.mesh.data, config.mesh.peer
+    _at_least(peer, 1, "mesh.peer")
+    if data == -1:
+        data = num_devices // peer
+    if data < 1 or data * peer > num_devices:
+        raise UserError(
+            f"mesh.data={config.mesh.data}, mesh.peer={peer} needs {max(1, data) * peer} "
+            f"devices, here are {num_devices} ({jax.default_backend()})"
+        )
+    for key in ("batch_size", "eval_batch_size"):
+        if config[key] % (data * peer):
+            raise UserError(
+                f"{key} is {config[key]}, allowed: multiples of {data * peer}, "
+                f"the devices of the mesh ({data} for data × {peer} for peers)"
+            )
+    return data, peer
+
+
+def to_json(config) -> str:
+    """The config as it is written to a work directory."""
+    return config.to_json(indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """A config that `to_json` wrote."""
+    config = ConfigDict(json.loads(text))
+    config.peers = tuple(ConfigDict(one) for one in config.peers)
+    return config
+
+
+def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
+    """The keys at which two configs differ, each as "key: value → other value"."""
+    one, other = _flat(json.loads(to_json(one))), _flat(json.loads(to_json(other)))
+    return [
+        f"{key}: {one.get(key)!r} → {other.get(key)!r}"
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key, "absent") != other.get(key, "absent")
+    ]
+
+
+def _flat(tree, prefix=""):
+    """Nested dicts, and lists of dicts, as one dict with dotted keys."""
+    if isinstance(tree, dict):
+        items = {f"{prefix}.{key}" if prefix else key: value for key, value in tree.items()}
+    elif isinstance(tree, list) and any(isinstance(one, dict) for one in tree):
+        items = {f"{prefix}[{i}]": value for i, value in enumerate(tree)}
+    else:
+        return {prefix: tree}
+    return {k: v for key, value in items.items() for k, v in _flat(value, key).items()}

@@ -1,0 +1,92 @@
+"""Where images come from: one registry of data sets."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from orc_jax.errors import UserError, unknown
+
+
+class Images(NamedTuple):
+    """images: [N, H, W, channels] uint8; labels: [N] int32 class indices."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A train and a test split of one set of classes."""
+
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.train.images.shape[1:]
+
+
+def load(config) -> Dataset:
+    """The data set that `config.data` names.
+
+    Raises:
+      UserError: unknown name, or its files are missing or corrupt.
+    """
+    # Imported here: scikit-learn and TFDS are slow to import and only one is needed.
+    if config.data.name == "digits":
+        from orc_jax.data import digits
+
+        return digits.load()
+    if config.data.name in ("cifar10", "cifar100"):
+        from orc_jax.data import cifar
+
+        return cifar.load(config.data.name, config.data.dir)
+    raise unknown("data set", config.data.name, NAMES)
+
+
+NAMES = ("digits", "cifar10", "cifar100")
+
+
+def from_arrays(train, test) -> Dataset:
+    """A data set of the caller's own arrays.
+
+    Args:
+      train: (images, labels); images uint8 [N, H, W] or [N, H, W, channels], labels
+        integers [N] from 0.
+      test: the same, for evaluation.
+
+    Raises:
+      UserError: the arrays do not have this form.
+    """
+    train, test = _images("train", *train), _images("test", *test)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise UserError(
+            f"train images are {train.images.shape[1:]}, test images {test.images.shape[1:]}"
+        )
+    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    return Dataset(train, test, tuple(str(c) for c in range(num_classes)))
+
+
+def _images(split, images, labels) -> Images:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UserError(
+            f"{split} images must be uint8 [N, H, W] or [N, H, W, channels], "
+            f"not {images.dtype} {list(images.shape)}"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{split} labels must be {len(images)} integers, one an image, "
+            f"not {labels.dtype} {list(labels.shape)}"
+        )
+    if not len(images):
+        raise UserError(f"there are no {split} images")
+    if labels.min() < 0:
+        raise UserError(f"{split} labels count from 0, but one is {labels.min()}")
+    images = images if images.ndim == 4 else images[..., None]
+    return Images(images, labels.astype(np.int32))

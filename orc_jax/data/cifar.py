@@ -1,0 +1,191 @@
+"""CIFAR-10 and CIFAR-100: from their original archives, or from TensorFlow Datasets."""
+
+import io
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from orc_jax.data import Dataset, Images
+from orc_jax.errors import UserError
+
+
+class _Form(NamedTuple):
+    """One of the forms in which the authors publish a data set."""
+
+    archive: str  # name without .tar.gz
+    folder: str  # inside the archive
+    train: tuple[str, ...]
+    test: str
+    names: str  # file with the class names
+
+
+_FORMS = {
+    "cifar10": (
+        _Form(
+            "cifar-10-python",
+            "cifar-10-batches-py",
+            tuple(f"data_batch_{i}" for i in range(1, 6)),
+            "test_batch",
+            "batches.meta",
+        ),
+        _Form(
+            "cifar-10-binary",
+            "cifar-10-batches-bin",
+            tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+            "test_batch.bin",
+            "batches.meta.txt",
+        ),
+    ),
+    "cifar100": (
+        _Form("cifar-100-python", "cifar-100-python", ("train",), "test", "meta"),
+        _Form(
+            "cifar-100-binary",
+            "cifar-100-binary",
+            ("train.bin",),
+            "test.bin",
+            "fine_label_names.txt",
+        ),
+    ),
+}
+_PIXELS = 3 * 32 * 32
+
+
+def load(name: str, directory: str | Path) -> Dataset:
+    """Reads CIFAR from `directory`.
+
+    Looks there for an original archive, unpacked or as .tar.gz, in python or binary form,
+    then for TensorFlow Datasets' array_record form.
+
+    Raises:
+      UserError: nothing is there, or a file is truncated or corrupt.
+    """
+    directory = Path(directory)
+    for form in _FORMS[name]:
+        folder, archive = directory / form.folder, directory / f"{form.archive}.tar.gz"
+        if folder.is_dir():
+            return _read_form(name, form, folder, _folder_reader(folder))
+        if archive.is_file():
+            return _read_form(name, form, archive, _archive_reader(archive, form.folder))
+    # Imported here: TFDS takes seconds to import and is optional.
+    from orc_jax.data import tfds
+
+    if tfds.is_prepared(name, directory):
+        return tfds.load(name, directory)
+    forms = " or ".join(f"{form.archive}.tar.gz" for form in _FORMS[name])
+    raise UserError(
+        f"{name} is not in {directory}: put {forms} there (data.dir names the folder), or "
+        f"prepare it with TensorFlow Datasets: {tfds.prepare_command(name, directory)}"
+    )
+
+
+def _read_form(name, form, source, read) -> Dataset:
+    fine = name == "cifar100"
+    parse = _parse_binary if form.archive.endswith("binary") else _parse_python
+
+    def split(files) -> Images:
+        parts = [parse(read(file), f"{source}: {file}", fine) for file in files]
+        images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return Images(images, labels)
+
+    names = _class_names(read(form.names), f"{source}: {form.names}", fine)
+    dataset = Dataset(split(form.train), split((form.test,)), names)
+    for images in dataset[:2]:
+        if len(images.labels) and not 0 <= images.labels.min() <= images.labels.max() < len(names):
+            raise UserError(f"{source} is corrupt: a label is not one of the {len(names)} classes")
+    return dataset
+
+
+def _folder_reader(folder):
+    def read(file):
+        try:
+            return (folder / file).read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder / file} cannot be read: {error.strerror}") from error
+
+    return read
+
+
+def _archive_reader(archive, folder):
+    """Reads the archive once, front to back: seeking in a .tar.gz unpacks it again."""
+    try:
+        with tarfile.open(archive) as tar:
+            files = {
+                member.name: tar.extractfile(member).read() for member in tar if member.isfile()
+            }
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{archive} is truncated or corrupt: {error}") from error
+
+    def read(file):
+        if f"{folder}/{file}" not in files:
+            raise UserError(f"{archive} is truncated or corrupt: {folder}/{file} is missing")
+        return files[f"{folder}/{file}"]
+
+    return read
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles numpy arrays and plain containers; anything else could run code."""
+
+    _ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _unpickle(raw, where) -> dict:
+    try:
+        content = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else key: v for key, v in content.items()}
+    except Exception as error:
+        # A damaged pickle raises almost anything.
+        raise UserError(f"{where} is truncated or corrupt: {error}") from error
+
+
+def _parse_python(raw, where, fine):
+    content = _unpickle(raw, where)
+    try:
+        labels = np.asarray(content["fine_labels" if fine else "labels"], np.int32)
+        images = np.asarray(content["data"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{where} is truncated or corrupt: no images and labels in it") from error
+    if images.dtype != np.uint8 or images.shape != (len(labels), _PIXELS):
+        raise UserError(f"{where} is truncated or corrupt: images are {list(images.shape)}")
+    return _channels_last(images), labels
+
+
+def _parse_binary(raw, where, fine):
+    """Records of one label byte (two for CIFAR-100: coarse, fine) and 3072 pixels."""
+    size = 1 + fine + _PIXELS
+    if not raw or len(raw) % size:
+        raise UserError(
+            f"{where} is truncated or corrupt: {len(raw)} bytes are no multiple of {size}"
+        )
+    records = np.frombuffer(raw, np.uint8).reshape(-1, size)
+    return _channels_last(records[:, -_PIXELS:]), records[:, int(fine)].astype(np.int32)
+
+
+def _channels_last(flat):
+    return np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _class_names(raw, where, fine) -> tuple[str, ...]:
+    if where.endswith(".txt"):
+        names = raw.decode(errors="replace").split()
+    else:
+        names = _unpickle(raw, where).get("fine_label_names" if fine else "label_names", [])
+    expected = 100 if fine else 10
+    if len(names) != expected:
+        raise UserError(f"{where} is truncated or corrupt: {len(names)} class names")
+    return tuple(name.decode() if isinstance(name, bytes) else name for name in names)

@@ -1,0 +1,232 @@
+"""ORC: online role change (ICCV 2023, arXiv 2206.01186).
+
+Every iteration ranks the group, promotes the best students to temporary teachers, lets the
+teachers study what the students got wrong (intensive teaching), and then has them teach
+(private and group teaching). `pivot` is the position of the pivot teacher PT. Without one
+(`pivot=None`) the promoted peers are the teachers, and receive the intensive teaching.
+
+Switching a teaching off leaves plain cross-entropy to the networks that it was for.
+Everything here is about whole arrays: P peers, the global batch of B images, C classes.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict, config_dict
+
+from orc_jax import losses
+from orc_jax.errors import UserError
+
+CHOICES = {
+    "teaching": ("individual", "ensemble"),
+    "promotion": ("rank", "fixed", "random"),
+    "feedback": ("mixup", "feedback_only", "train_only"),
+}
+
+
+def defaults() -> ConfigDict:
+    """Settings of the method. T, β, α and k are our defaults: the paper names none."""
+    config = ConfigDict()
+    config.name = "orc"
+    config.pivot = config_dict.placeholder(object)  # int or None
+    config.pivot = 0
+    config.num_temporary = 1  # k
+    config.intensive = config.private = config.group = True
+    config.teaching = "individual"
+    config.promotion = "rank"
+    config.feedback = "mixup"
+    config.temperature = 4.0  # T
+    config.beta = 0.5  # β
+    config.mixup_alpha = 1.0  # α
+    return config
+
+
+def check(config, group_size: int) -> None:
+    """Raises `UserError` where the settings make no sense for a group of this size."""
+    for key, allowed in CHOICES.items():
+        if config[key] not in allowed:
+            raise UserError(f"method.{key} is {config[key]!r}, allowed: {', '.join(allowed)}")
+    pivot, k = config.pivot, config.num_temporary
+    if pivot is not None and (type(pivot) is not int or not 0 <= pivot < group_size):
+        raise UserError(f"method.pivot is {pivot!r}, allowed: None or 0 to {group_size - 1}")
+    students, least = (group_size, 1) if pivot is None else (group_size - 1, 0)
+    if not least <= k < students:
+        raise UserError(
+            f"method.num_temporary is {k}, allowed: {least} to {students - 1} "
+            f"(fewer than the {students} networks that can be promoted)"
+        )
+    if not config.temperature > 0:
+        raise UserError(f"method.temperature is {config.temperature}, allowed: above 0")
+    if not 0 <= config.beta <= 1:
+        raise UserError(f"method.beta is {config.beta}, allowed: 0 to 1")
+    if not config.mixup_alpha > 0:
+        raise UserError(f"method.mixup_alpha is {config.mixup_alpha}, allowed: above 0")
+
+
+class Roles(NamedTuple):
+    """Who does what in this iteration."""
+
+    promoted: Bool[Array, " P"]  # temporary teachers TT
+    teaches: Bool[Array, "P P"]  # [i, j]: peer i learns from peer j
+    learns: Bool[Array, " P"]  # takes its step from `loss` (a teacher took it before)
+
+
+def is_pivot(config, group_size: int) -> np.ndarray:
+    """[P] bool, true for the pivot teacher."""
+    return np.array([i == config.pivot for i in range(group_size)])
+
+
+def describe(config, group_size: int) -> list[str]:
+    """What to call each peer."""
+    if config.pivot is None:
+        return ["peer"] * group_size
+    return ["pivot teacher" if pivot else "student" for pivot in is_pivot(config, group_size)]
+
+
+def apart(config, group_size: int) -> np.ndarray:
+    """[P] bool: peers that need no pass on the batch before the phase (a taught pivot)."""
+    return is_pivot(config, group_size) & config.intensive
+
+
+def phase(config, stacks, logits, labels, key, teach):
+    """Rank, promote, and teach the teachers, before the losses below.
+
+    Args:
+      stacks: the networks, for `teach` alone.
+      logits: [P, B, C], constant; zero for peers that are `apart`.
+      labels: [B].
+      key: of this iteration.
+      teach: see `step.py`; gives the teachers their optimizer step on mixed images.
+
+    Returns:
+      The networks, logits in which the teachers' are those of their new weights, the roles,
+      and metrics.
+    """
+    role_key, feedback_key, mixup_key = jax.random.split(key, 3)
+    pivot = is_pivot(config, len(logits))
+    cross_entropy = losses.cross_entropy(logits, labels)
+
+    promoted = promote(config, cross_entropy.mean(axis=1), role_key)
+    roles = assign(config, promoted)
+    if not config.intensive:
+        return stacks, logits, roles, {"promoted": promoted}
+
+    teachers = promoted if config.pivot is None else pivot
+    wrong = logits.argmax(axis=-1) != labels
+    feedback, asker = draw_feedback(feedback_key, cross_entropy, wrong, ~teachers)
+    lam = {
+        "mixup": jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha),
+        "feedback_only": 0.0,
+        "train_only": 1.0,
+    }[config.feedback]
+
+    def intensive_loss(logits):
+        """L_I = λ H(y_t, PT(x̃)) + (1−λ) H(y_F, PT(x̃)) of every teacher."""
+        on_batch = losses.cross_entropy(logits, labels).mean(axis=-1)
+        on_feedback = losses.cross_entropy(logits, labels[feedback]).mean(axis=-1)
+        return lam * on_batch + (1 - lam) * on_feedback
+
+    stacks, logits, intensive = teach(
+        stacks,
+        logits,
+        jnp.asarray(teachers),
+        among=np.ones_like(pivot) if config.pivot is None else pivot,
+        at_most=config.num_temporary if config.pivot is None else 1,
+        mix=(lam, feedback),
+        loss=intensive_loss,
+    )
+    metrics = {
+        "promoted": promoted,
+        "asked": (asker[:, None] == jnp.arange(len(logits))).mean(axis=0),
+        "loss": intensive,
+        "term/intensive": intensive.sum(),
+    }
+    return stacks, logits, roles, metrics
+
+
+def promote(config, cross_entropy: Float[Array, " P"], key) -> Bool[Array, " P"]:
+    """The k students with the lowest cross-entropy (or, as ablations, fixed or random ones)."""
+    score = {
+        "rank": cross_entropy,
+        "fixed": jnp.arange(len(cross_entropy), dtype=jnp.float32),
+        "random": jax.random.uniform(key, cross_entropy.shape),
+    }[config.promotion]
+    score = jnp.where(is_pivot(config, len(score)), jnp.inf, score)
+    return jnp.argsort(jnp.argsort(score)) < config.num_temporary
+
+
+def assign(config, promoted: Bool[Array, " P"]) -> Roles:
+    """Private teaching: PT teaches every TT. Group teaching: PT and TT teach the others."""
+    pivot = jnp.array(is_pivot(config, len(promoted)))
+    student = ~(promoted | pivot)
+    private = promoted[:, None] & pivot[None, :] & config.private
+    group = student[:, None] & (promoted | pivot)[None, :] & config.group
+    teachers = promoted if config.pivot is None else pivot
+    learns = ~teachers if config.intensive else jnp.ones_like(pivot)
+    return Roles(promoted, private | group, learns)
+
+
+def feedback_share(
+    cross_entropy: Float[Array, " P"], asks: Bool[Array, " P"]
+) -> Float[Array, " P"]:
+    """The share of the feedback samples that each network asks for: softmax(CE)."""
+    return jax.nn.softmax(jnp.where(asks, cross_entropy, -jnp.inf))
+
+
+def draw_feedback(
+    key,
+    cross_entropy: Float[Array, "P B"],
+    wrong: Bool[Array, "P B"],
+    students: Bool[Array, " P"],
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """B feedback samples: positions in the batch, and for each the student that asked.
+
+    A slot goes to a student by its share, then to one of the samples that it got wrong,
+    uniformly. A student without errors passes its share on to the others. If nobody
+    erred, F is the batch from the highest loss down, and the asker is -1.
+    """
+    asker_key, sample_key = jax.random.split(key)
+    batch = wrong.shape[1]
+    errors = wrong.sum(axis=1)
+    asks = students & (errors > 0)
+    share = feedback_share(cross_entropy.mean(axis=1), asks)
+    asker = jax.random.categorical(asker_key, jnp.log(share), shape=(batch,))
+
+    wrong_first = jnp.argsort(~wrong, axis=1)
+    nth = jax.random.randint(sample_key, (batch,), 0, jnp.maximum(errors[asker], 1))
+    sample = wrong_first[asker, nth]
+
+    hardest = jnp.argsort(-jnp.sum(cross_entropy * students[:, None], axis=0))
+    anyone = asks.any()
+    return jnp.where(anyone, sample, hardest), jnp.where(anyone, asker, -1)
+
+
+def loss(config, logits: Float[Array, "P B C"], labels: Int[Array, " B"], roles: Roles):
+    """The loss of every peer: private teaching, group teaching, or cross-entropy alone.
+
+    L_P = (1−β) CE_TT + β KD_T(TT, PT)
+    L_i = (1−β) CE_i  + β ( KD_T(S_i, PT) + Σ_TT KD_T(S_i, TT) )
+
+    Returns:
+      Losses [P], zero for peers that do not learn here, and metrics.
+    """
+    cross_entropy = losses.cross_entropy(logits, labels).mean(axis=1)
+    if config.teaching == "individual":
+        pairs = losses.pairwise_kd(logits, config.temperature)
+        distillation = jnp.sum(roles.teaches * pairs, axis=1)
+    else:
+        weights = roles.teaches / jnp.maximum(roles.teaches.sum(axis=1, keepdims=True), 1)
+        ensemble = jnp.einsum("ij,jbc->ibc", weights, jax.lax.stop_gradient(logits))
+        distillation = losses.kd(logits, ensemble, config.temperature)
+
+    is_taught = roles.teaches.any(axis=1)
+    beta = jnp.where(is_taught, config.beta, 0.0)
+    peer_loss = roles.learns * ((1 - beta) * cross_entropy + beta * distillation)
+    return peer_loss, {
+        "term/private": jnp.sum(peer_loss * (roles.promoted & is_taught)),
+        "term/group": jnp.sum(peer_loss * (~roles.promoted & is_taught)),
+        "term/plain": jnp.sum(peer_loss * ~is_taught),
+    }

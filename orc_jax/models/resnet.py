@@ -1,0 +1,71 @@
+"""CIFAR ResNets: depth 6n + 2, three stages (He et al. 2016, section 4.2).
+
+Widths and projection shortcuts as in the usual knowledge-distillation benchmark.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from orc_jax.models.layers import conv, dense, global_average_pool
+from orc_jax.models.network import Network, Stage
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
+
+    features: int
+    stride: int
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x, train):
+        def norm(name):
+            return self.norm(use_running_average=not train, name=name)
+
+        y = nn.relu(norm("bn1")(conv(self.features, 3, self.stride, "conv1")(x)))
+        y = norm("bn2")(conv(self.features, 3, 1, "conv2")(y))
+        if x.shape != y.shape:
+            x = norm("shortcut_bn")(conv(self.features, 1, self.stride, "shortcut")(x))
+        return nn.relu(x + y)
+
+
+class Stem(nn.Module):
+    features: int
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = conv(self.features, 3, name="conv1")(x)
+        return nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+
+
+class Head(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        return dense(self.num_classes, "fc")(global_average_pool(x))
+
+
+def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int, norm: Callable):
+    """A CIFAR ResNet.
+
+    Args:
+      depth: 6n + 2, n blocks a stage.
+      widths: channels of the stem and of the three stages.
+      num_classes: outputs C.
+      norm: constructor of a batch norm layer.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
+    blocks = (depth - 2) // 6
+    return Network(
+        stem=Stem(widths[0], norm),
+        stages=[
+            Stage(Block, width, stride, blocks, norm)
+            for width, stride in zip(widths[1:], (1, 2, 2), strict=True)
+        ],
+        head=Head(num_classes),
+    )

@@ -1,0 +1,64 @@
+"""Wide residual networks, WRN-depth-width (Zagoruyko & Komodakis 2016).
+
+Pre-activation blocks; the final norm and activation belong to the head.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from orc_jax.models.layers import conv, dense, global_average_pool
+from orc_jax.models.network import Network, Stage
+
+
+class Block(nn.Module):
+    """Norm, activation and convolution, twice; the projection sees the activated input."""
+
+    features: int
+    stride: int
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x, train):
+        def norm(name):
+            return self.norm(use_running_average=not train, name=name)
+
+        activated = nn.relu(norm("bn1")(x))
+        y = conv(self.features, 3, self.stride, "conv1")(activated)
+        y = conv(self.features, 3, 1, "conv2")(nn.relu(norm("bn2")(y)))
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, self.stride, "shortcut")(activated)
+        return x + y
+
+
+class Stem(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return conv(16, 3, name="conv1")(x)
+
+
+class Head(nn.Module):
+    num_classes: int
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+        return dense(self.num_classes, "fc")(global_average_pool(x))
+
+
+def wide_resnet(depth: int, width: int, num_classes: int, norm: Callable):
+    """WRN-depth-width: depth 6n + 4, n blocks a stage, 16·width channels and up.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
+    blocks = (depth - 4) // 6
+    return Network(
+        stem=Stem(),
+        stages=[
+            Stage(Block, channels * width, stride, blocks, norm)
+            for channels, stride in ((16, 1), (32, 2), (64, 2))
+        ],
+        head=Head(num_classes, norm),
+    )
