@@ -1,11 +1,13 @@
 """What the commands share: flags in, one clear line out for a user's mistake."""
 
+import re
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
-from orc_jax.errors import UserError
+from orc_jax.errors import UserError, unknown
 
 
 def run(command: Callable[[], object]) -> None:
@@ -29,16 +31,44 @@ def run(command: Callable[[], object]) -> None:
 def _parse(argv):
     try:
         rest = flags.FLAGS(argv)
-    except UserError as error:
+        if rest[1:]:
+            raise UserError(
+                f"unexpected argument {rest[1]!r}: every setting is written --name=value"
+            )
+        return rest
+    except (UserError, flags.Error) as error:
         _fail(error)
-    except (flags.Error, AttributeError, KeyError, IndexError, OSError) as error:
-        # ml_collections reports an unknown key, a bad index or a missing config file so.
-        _fail(" ".join(str(error).strip("\"'").replace("\\'", "'").split()))
-    if rest[1:]:
-        _fail(f"unexpected argument {rest[1]!r}: every setting is written --name=value")
-    return rest
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        # ml_collections raises these for overrides; say which key it is about.
+        try:
+            check_overrides(argv)
+        except UserError as better:
+            error = better
+        _fail(error)
 
 
-def _fail(message):
-    print(f"error: {message}", file=sys.stderr)
+def check_overrides(argv: list[str]) -> None:
+    """Raises `UserError` for the first --config.KEY of the arguments that does not exist."""
+    alone = flags.FlagValues()
+    is_override = re.compile(r"--?config\.([^=]+)").match
+    others = [argument for argument in argv if not is_override(argument)]
+    flag = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=others)
+    alone(others, known_only=True)
+    for given in filter(None, map(is_override, argv)):
+        node, where = flag.value, "config"
+        for key in re.findall(r"[^.\[\]]+", given[1]):
+            if isinstance(node, ConfigDict) and key not in node:
+                raise unknown(f"key of {where}", key, node)
+            if isinstance(node, (tuple, list)):
+                if not key.isdigit() or int(key) >= len(node):
+                    raise UserError(f"{where} has no [{key}], allowed: 0 to {len(node) - 1}")
+                node, where = node[int(key)], f"{where}[{key}]"
+            elif isinstance(node, ConfigDict):
+                node, where = node[key], f"{where}.{key}"
+            else:
+                raise UserError(f"{where} is a value, it has no {key!r}")
+
+
+def _fail(error):
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
     sys.exit(1)

@@ -75,12 +75,15 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     Raises:
       UserError: the first thing that is wrong, with the value given and those allowed.
     """
+    if not config.peers or not all(isinstance(one, ConfigDict) for one in config.peers):
+        raise UserError(
+            f"config.peers is {config.peers!r}, allowed: a tuple of networks, each made by "
+            "orc_jax.config.peer"
+        )
     method = methods.get(config.method.name)
     template = default(config.method.name)
     template.peers = tuple(peer("") for _ in config.peers)
     _check_keys(config, template, "config")
-    if not config.peers:
-        raise UserError("config.peers is empty: a group needs at least one network")
     for i, one in enumerate(config.peers):
         if one.model not in models.NETWORKS:
             raise unknown(f"network of config.peers[{i}]", one.model, models.NETWORKS)

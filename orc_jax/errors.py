@@ -1,6 +1,7 @@
 """The one exception that a user's mistake raises, and its wording."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -19,7 +20,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     Returns:
       The error, for the caller to raise.
     """
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    known, name = list(known), str(name)
+
+    def likeness(other):
+        ratio = difflib.SequenceMatcher(None, name, other).ratio()
+        return ratio, len(os.path.commonprefix([name, other]))
+
+    nearest = max(known, key=likeness)
+    hint = f"did you mean {nearest!r}? " if likeness(nearest)[0] >= 0.6 else ""
     return UserError(f"unknown {kind} {name!r}: {hint}allowed: {', '.join(known)}")

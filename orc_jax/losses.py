@@ -15,7 +15,7 @@ def cross_entropy(
 ) -> Float[Array, "*P B"]:
     """Softmax cross-entropy of every image."""
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def kd(
@@ -27,7 +27,7 @@ def kd(
     """
     log_s = jax.nn.log_softmax(student / temperature)
     log_t = jax.nn.log_softmax(teacher / temperature)
-    return temperature**2 * optax.kl_divergence_with_log_targets(log_s, log_t).mean(-1)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_s, log_t).mean(-1)
 
 
 def pairwise_kd(logits: Float[Array, "P B C"], temperature: float) -> Float[Array, "P P"]:

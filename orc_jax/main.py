@@ -6,6 +6,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from orc_jax import commands
+from orc_jax.errors import UserError
 from orc_jax.train import train
 
 
@@ -18,7 +19,15 @@ def main() -> None:
         "workdir", None, "Where the run's files go; default runs/CONFIG-PRESET."
     )
     flags.mark_flag_as_required("config")
-    commands.run(lambda: train(config.value, workdir.value or default_workdir()))
+
+    def command():
+        try:
+            config.value.method
+        except OSError as error:
+            raise UserError(f"no such config file: {flags.FLAGS['config'].config_filename}") from error
+        train(config.value, workdir.value or default_workdir())
+
+    commands.run(command)
 
 
 def default_workdir() -> Path:

@@ -1,0 +1,116 @@
+"""What tests share: golden numbers, a tiny network and group, a compilation cache."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zlib
+from functools import partial
+from pathlib import Path
+
+# Set before jax is imported, and inherited by the commands that tests start.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "orc_jax_test_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import numpy as np
+import pytest
+
+from orc_jax import config as configs
+from orc_jax import models
+from orc_jax.models.network import Network, Stage
+from orc_jax.models.resnet import Block, Head, Stem
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(os.environ.get("ORC_GOLDEN_DIR", Path(__file__).parent / "golden"))
+
+
+def golden(name: str):
+    """The golden numbers of a file, e.g. "methods"."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def golden_tensors(shapes: dict) -> dict[str, np.ndarray]:
+    """The PyTorch tensors whose logits the golden files hold."""
+    return {name: _golden_tensor(name, shape) for name, shape in shapes.items()}
+
+
+def _golden_tensor(name, shape):
+    r = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith(("running_mean", "bias")):
+        value = 0.1 * r.standard_normal(shape)
+    elif name.endswith("running_var"):
+        value = r.uniform(0.5, 1.5, shape)
+    elif len(shape) == 4:
+        value = r.standard_normal(shape) * np.sqrt(2 / (shape[1] * shape[2] * shape[3]))
+    elif len(shape) == 2:
+        value = 0.05 * r.standard_normal(shape)
+    else:
+        value = r.uniform(0.2, 0.6, shape)
+    return value.astype(np.float32)
+
+
+def tiny(width: int, num_classes: int, norm) -> Network:
+    """A residual network that compiles in a second."""
+    return Network(
+        stem=Stem(width, norm), stages=[Stage(Block, width, 2, 1, norm)], head=Head(num_classes)
+    )
+
+
+@pytest.fixture(autouse=True)
+def tiny_networks(monkeypatch):
+    """Makes the networks "tiny" and "tiny_wide" known for the time of a test."""
+    monkeypatch.setitem(models.NETWORKS, "tiny", partial(tiny, 4))
+    monkeypatch.setitem(models.NETWORKS, "tiny_wide", partial(tiny, 8))
+
+
+def tiny_config(networks=("tiny_wide", "tiny", "tiny", "tiny"), **method):
+    """A config of a tiny group on digits-like images; keywords go to config.method."""
+    config = configs.default("orc")
+    config.epochs = 2
+    config.batch_size = 16
+    config.eval_batch_size = 16
+    config.data.pad = 1
+    config.data.flip = False
+    config.optimizer.schedule = "constant"
+    config.optimizer.learning_rate = 0.05
+    config.method.update(method)
+    config.peers = tuple(configs.peer(network) for network in networks)
+    return config
+
+
+def tiny_data(seed=0, train=50, test=21, num_classes=5):
+    """Random images of classes that a network can tell apart by their brightness."""
+    rng = np.random.default_rng(seed)
+
+    def split(n):
+        labels = rng.permutation(np.arange(n) % num_classes)
+        noise = rng.integers(0, 60, (n, 8, 8, 1))
+        return (noise + 40 * labels[:, None, None, None]).astype(np.uint8), labels
+
+    return (*split(train), *split(test))
+
+
+def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
+    """Runs `python ARGS` in the repository's root; the output is text."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    result = subprocess.run(
+        [sys.executable, *args],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags} | kwargs.pop("env", {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
+    if check:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def assert_trees_equal(one, other):
+    """Bit for bit."""
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)

@@ -1,0 +1,82 @@
+import jax
+import numpy as np
+import pytest
+from conftest import golden, golden_tensors
+
+from orc_jax import import_torch, models
+from orc_jax.errors import UserError
+
+GOLDEN = {n: g for n, g in golden("models_cifar").items() if n in models.NETWORKS}
+PARAMETERS = {  # published, 100 classes
+    "wrn_28_10": 36_536_884,
+    "wrn_40_1": 569_780,
+    "resnet44": 667_188,
+}
+
+
+def variables_of(network, size=32, channels=3):
+    return jax.eval_shape(
+        lambda: network.init(jax.random.key(0), np.zeros((1, size, size, channels)), train=False)
+    )
+
+
+def count(variables):
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def test_the_golden_files_cover_both_families():
+    assert {"resnet8", "resnet110", "resnet32x4", "wrn_16_1", "wrn_40_2"} <= GOLDEN.keys()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(name):
+    case = GOLDEN[name]
+    network = models.create(name, 100)
+    template = variables_of(network)
+    assert count(template) == case["num_params"]
+
+    variables = import_torch.convert(golden_tensors(case["tensors"]), name, template)
+    size, rows = case["image_size"], len(case["eval_logits"])
+    images = np.random.default_rng(0).standard_normal((rows, 3, size, size)).astype(np.float32)
+    images = images.transpose(0, 2, 3, 1)
+    run = jax.jit(network.apply, static_argnames=("train", "mutable"))
+    np.testing.assert_allclose(
+        run(variables, images, train=False), case["eval_logits"], rtol=1e-4, atol=1e-4
+    )
+    logits, _ = run(variables, images, train=True, mutable="batch_stats")
+    np.testing.assert_allclose(logits, case["train_logits"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_parameter_counts(name):
+    assert count(variables_of(models.create(name, 100))) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+@pytest.mark.parametrize("size, channels", [(8, 1), (32, 3), (64, 3)])
+def test_any_size_and_channel_count(name, size, channels):
+    network = models.create(name, 7)
+    images = jax.ShapeDtypeStruct((2, size, size, channels), np.float32)
+    logits = jax.eval_shape(
+        lambda v, x: network.apply(v, x, train=False), variables_of(network, size, channels), images
+    )
+    assert logits.shape == (2, 7)
+
+
+def test_batch_norm_keeps_nine_tenths_of_the_old_statistics():
+    network = models.create("resnet8", 10)
+    images = np.random.default_rng(0).normal(3, 2, (8, 8, 8, 1)).astype(np.float32)
+    variables = network.init(jax.random.key(0), images, train=False)
+    _, updated = network.apply(variables, images, train=True, mutable="batch_stats")
+    stem = variables["params"]["stem"]["conv1"]["kernel"]
+    before = jax.lax.conv_general_dilated(
+        images, stem, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    stats = updated["batch_stats"]["stem"]["bn1"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * before.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * before.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_unknown_network():
+    with pytest.raises(UserError, match="unknown network 'resnet21': did you mean 'resnet20'"):
+        models.create("resnet21", 10)
