@@ -31,6 +31,7 @@ class Checkpoints:
         best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=score,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),

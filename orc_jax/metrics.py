@@ -148,6 +148,7 @@ def _scalars(tree, names, tag=""):
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """The records of a run, one an epoch; empty if there are none yet."""
+    """The records of a run, one an epoch; a line that a kill cut off is passed over."""
     path = Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -108,7 +108,7 @@ def build(config, num_classes: int, steps_per_epoch: int, mesh: Mesh, apart: np.
     """
     stacks = []
     for name, settings, members in layout(config, apart):
-        split = len(members) % mesh.shape["peer"] == 0
+        split = mesh.shape["peer"] > 1 and len(members) % mesh.shape["peer"] == 0
         axes = ("data",) if split else ("data", "peer")
         stacks.append(
             Stack(

@@ -1,0 +1,183 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_trees_equal, run_command
+
+from orc_jax import metrics
+from orc_jax.checkpoint import Checkpoints
+
+TRAIN = ("-m", "orc_jax.main", "--config=configs/digits.py")
+
+
+def final_state(workdir):
+    checkpoints = Checkpoints(workdir)
+    state = checkpoints.restore_arrays(checkpoints.step("last"))
+    checkpoints.close()
+    return state
+
+
+def without_times(records):
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in records
+    ]
+
+
+def test_digits_command_of_the_readme(tmp_path):
+    """The default config reaches 98 % top-1, compiles once, and evaluates to what it logged."""
+    workdir = tmp_path / "run"
+    result = run_command(*TRAIN, f"--workdir={workdir}", env={"JAX_LOG_COMPILES": "1"})
+    records = metrics.read(workdir)
+    assert len(records) == json.loads((workdir / "config.json").read_text())["epochs"]
+    assert max(records[-1]["test"]["top1"][1:]) >= 98
+    assert "pivot teacher" in result.stdout and "ensemble" in result.stdout
+
+    # Both steps share the name `step`; one compilation each.
+    log = result.stderr.splitlines()
+    compiled = [line for line in log if "Finished XLA compilation of jit(step)" in line]
+    assert len(compiled) == 2, compiled
+
+    evaluated = run_command("-m", "orc_jax.evaluate", f"--workdir={workdir}")
+    rows = [line for line in evaluated.stdout.splitlines() if "resnet8" in line]
+    for row, top1, loss in zip(
+        rows, records[-1]["test"]["top1"], records[-1]["test"]["loss"], strict=True
+    ):
+        assert f"{top1:.2f}" in row and f"{loss:.4f}" in row
+
+
+def start(workdir, *args):
+    return subprocess.Popen(
+        [sys.executable, *TRAIN, f"--workdir={workdir}", *args],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def stop_in_epoch_three(workdir, args, number):
+    """Starts a run, sends it a signal within its third epoch; returns (exit status, output)."""
+    process = start(workdir, *args)
+    deadline = time.monotonic() + 200
+    while len(metrics.read(workdir)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.01)
+    time.sleep(0.4)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(arguments, work directory) of a run of four epochs."""
+    workdir = tmp_path_factory.mktemp("cli") / "full"
+    args = ("--config.epochs=4", "--config.batch_size=16", "--config.seed=3")
+    run_command(*TRAIN, f"--workdir={workdir}", *args)
+    return args, workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, number):
+    args, full = uninterrupted
+    workdir = tmp_path / "stopped"
+    status, output = stop_in_epoch_three(workdir, args, number)
+    steps_per_epoch = 1437 // 16
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.step("last")
+    checkpoints.close()
+    if number == signal.SIGKILL:
+        assert status == -signal.SIGKILL
+        assert step in (steps_per_epoch, 2 * steps_per_epoch)
+    else:
+        assert status == 0 and "Traceback" not in output
+        assert f"stopped by {number.name} at step {step}" in output
+        assert 2 * steps_per_epoch < step < 3 * steps_per_epoch
+    assert len(metrics.read(workdir)) == 2
+
+    resumed = run_command(*TRAIN, f"--workdir={workdir}", *args)
+    assert f"resumed at step {step}" in resumed.stdout
+    assert_trees_equal(final_state(workdir), final_state(full))
+    assert without_times(metrics.read(workdir)) == without_times(metrics.read(full))
+    assert (workdir / "roles.csv").read_text() == (full / "roles.csv").read_text()
+
+
+def test_a_work_directory_is_one_processs(uninterrupted, tmp_path):
+    args, _ = uninterrupted
+    process = start(tmp_path / "run", *args)
+    try:
+        while not (tmp_path / "run" / "config.json").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        second = run_command(*TRAIN, f"--workdir={tmp_path / 'run'}", *args, check=False)
+        assert second.returncode == 1
+        assert "another process is training in" in second.stderr
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--config.method.temprature=3"], "config.method 'temprature': did you mean 'temperature'"),
+        (["--config.peers[9].model=resnet20"], "config.peers has no [9], allowed: 0 to 3"),
+        (["--config.peers[1].model=resnet21"], "'resnet21': did you mean 'resnet20'"),
+        (["--config.method.num_temporary=3"], "method.num_temporary is 3, allowed: 0 to 2"),
+        (["--config.method.num_temporary=many"], "num_temporary=many: invalid literal for int()"),
+        (["--config.batch_size=63", "--config.mesh.data=2"], "allowed: multiples of 2"),
+        (["--config.data.name=cifar100"], "tfds build cifar100"),
+        (["--config.peers[0].init_from=teacher.pth"], "no such checkpoint: teacher.pth"),
+        (["--config=configs/digits.py:orx"], "'orx': did you mean 'orc'"),
+        (["--config=configs/digit.py"], "no such config file: configs/digit.py"),
+        (["--lr=3"], "Unknown command line flag 'lr'"),
+        (["train"], "unexpected argument 'train'"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path, args, message):
+    result = run_command(
+        *TRAIN, f"--workdir={tmp_path / 'run'}", *args, devices=2, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_needs_a_run(tmp_path):
+    for workdir, message in ((tmp_path, "is not a work directory"), ("", "workdir")):
+        result = run_command("-m", "orc_jax.evaluate", f"--workdir={workdir}", check=False)
+        assert result.returncode == 1 and "Traceback" not in result.stderr
+        assert message in result.stderr
+
+
+def test_the_default_work_directory_is_named_after_config_and_method(tmp_path):
+    args = ["--config.epochs=1", "--config.batch_size=718"]
+    for preset, name in (("", "digits-orc"), (":orc_peers", "digits-orc_peers")):
+        command = [sys.executable, "-m", "orc_jax.main"]
+        config = f"--config={ROOT}/configs/digits.py{preset}"
+        subprocess.run(
+            [*command, config, *args],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+        )
+        assert (tmp_path / "runs" / name / "config.json").exists()
+
+
+def test_eight_devices_from_the_command_line(tmp_path):
+    args = ["--config.epochs=1", "--config.eval_batch_size=40", f"--workdir={tmp_path / 'run'}"]
+    result = run_command(*TRAIN, *args, devices=8)
+    assert "8 × 1 cpu devices" in result.stdout
+    one = run_command(*TRAIN, *args[:-1], f"--workdir={tmp_path / 'one'}")
+    assert "1 × 1 cpu devices" in one.stdout
+    losses = [metrics.read(tmp_path / run)[0]["train"]["loss"] for run in ("run", "one")]
+    np.testing.assert_allclose(*losses, rtol=0.05)

@@ -1,0 +1,130 @@
+import importlib
+
+import jax
+import pytest
+from conftest import tiny_config
+
+from orc_jax import config as configs
+from orc_jax import models, optimizers, peers
+from orc_jax.errors import UserError
+
+PRESETS = [
+    (name, preset) for name in ("digits", "cifar10", "cifar100") for preset in ("orc", "orc_peers")
+]
+
+
+@pytest.mark.parametrize("name, preset", PRESETS)
+def test_every_preset_is_valid(name, preset):
+    config = importlib.import_module(f"configs.{name}").get_config(preset)
+    assert configs.check(config, 1) == (1, 1)
+    assert (config.method.pivot is None) == (preset == "orc_peers")
+
+
+def test_the_papers_networks_with_their_parameter_counts():
+    config = importlib.import_module("configs.cifar100").get_config()
+    counts = []
+    for peer in config.peers:
+        network = models.create(peer.model, 100)
+        shapes = jax.eval_shape(
+            lambda network=network: network.init(
+                jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)), train=False
+            )
+        )
+        counts.append(sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])))
+    assert [peer.model for peer in config.peers] == ["resnet56", "resnet44", "resnet32", "resnet20"]
+    assert counts == [861_620, 667_188, 472_756, 278_324]
+
+
+def test_unknown_preset():
+    with pytest.raises(UserError, match="did you mean 'orc_peers'"):
+        importlib.import_module("configs.digits").get_config("orc_peer")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("epochs", 0, "epochs is 0, allowed: 1 or more"),
+        ("batch_size", 15, "batch_size is 15, allowed: multiples of 2"),
+        ("eval_batch_size", 15, "eval_batch_size is 15, allowed: multiples of 2"),
+        ("data.name", "cifar", "unknown value of data.name 'cifar': did you mean 'cifar10'"),
+        ("data.pad_mode", "mirror", "allowed: zero, reflect"),
+        ("data.pad", -1, "data.pad is -1"),
+        ("mesh.peer", 3, "needs 3 devices, here are 2"),
+        ("mesh.data", 4, "needs 4 devices, here are 2"),
+        ("mesh.peer", 0, "mesh.peer is 0"),
+        ("method.name", "ocr", "unknown method 'ocr': did you mean 'orc'"),
+        ("method.num_temporary", 3, "method.num_temporary is 3"),
+        ("optimizer.name", "sdg", "did you mean 'sgd'"),
+        ("optimizer.schedule", "steps", "did you mean 'step'"),
+        ("optimizer.learning_rate", -0.1, "learning_rate is -0.1"),
+        ("peers", (), "allowed: a tuple of networks"),
+    ],
+)
+def test_values_that_make_no_sense(key, value, message):
+    config = tiny_config()
+    configs.check(config, 2)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        configs.check(config, 2)
+
+
+def test_unknown_network_and_keys():
+    config = tiny_config(("resnet8", "resnet21"))
+    config.method.pivot = None
+    with pytest.raises(UserError, match=r"config.peers\[1\] 'resnet21': did you mean 'resnet20'"):
+        configs.check(config, 1)
+    config = tiny_config()
+    config.method.temprature = 3.0
+    with pytest.raises(UserError, match="config.method 'temprature': did you mean 'temperature'"):
+        configs.check(config, 1)
+    config = tiny_config()
+    config.peers[2].lr = 3.0
+    with pytest.raises(UserError, match=r"config.peers\[2\] 'lr'"):
+        configs.check(config, 1)
+    config = tiny_config()
+    del config.data.flip
+    with pytest.raises(UserError, match="config.data has no key 'flip'"):
+        configs.check(config, 1)
+
+
+def test_json_keeps_a_config():
+    config = tiny_config()
+    config.peers[1].optimizer.learning_rate = 0.3
+    again = configs.from_json(configs.to_json(config))
+    assert configs.differences(config, again) == []
+    configs.check(again, 1)
+    again.peers[1].model = "tiny_wide"
+    again.method.pivot = None
+    assert configs.differences(config, again) == [
+        "method.pivot: 0 → None",
+        "peers[1].model: 'tiny' → 'tiny_wide'",
+    ]
+
+
+def rates(epochs=10, steps_per_epoch=4, **settings):
+    config = configs.default()
+    config.optimizer.update(settings)
+    schedule = optimizers.schedule(config.optimizer, epochs, steps_per_epoch)
+    return [float(schedule(step)) for step in range(epochs * steps_per_epoch)]
+
+
+def test_schedules():
+    step = rates(schedule="step", learning_rate=1.0, decay_epochs=(5, 8), decay=0.1)
+    assert step == pytest.approx([1.0] * 20 + [0.1] * 12 + [0.01] * 8)
+    cosine = rates(schedule="cosine", learning_rate=1.0)
+    assert cosine[0] == 1 and cosine[20] == pytest.approx(0.5) and cosine[-1] < 0.01
+    assert rates(schedule="constant", learning_rate=0.3) == pytest.approx([0.3] * 40)
+    warm = rates(
+        schedule="step", learning_rate=1.0, decay_epochs=(5,), decay=0.1, warmup_epochs=2.0
+    )
+    assert warm == pytest.approx([i / 8 for i in range(8)] + [1.0] * 12 + [0.1] * 20)
+
+
+def test_peers_with_their_own_optimizer_are_stacks_of_their_own():
+    config = tiny_config(("tiny",) * 5)
+    config.peers[2].optimizer.learning_rate = 0.3
+    config.peers[4].optimizer.name = "adam"
+    layout = peers.layout(config, jax.numpy.array([True, False, False, False, False]))
+    assert [members for _, _, members in layout] == [[0], [1, 3], [2], [4]]
+    assert [settings.learning_rate for _, settings, _ in layout] == [0.05, 0.05, 0.3, 0.05]
+    assert layout[3][1].name == "adam"

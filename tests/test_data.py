@@ -1,0 +1,265 @@
+import io
+import pickle
+import sys
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from orc_jax import data
+from orc_jax.data import batches, cifar, digits, tfds
+from orc_jax.errors import UserError
+
+
+def test_digits_are_the_real_ones_split_once_and_evenly():
+    dataset = digits.load()
+    assert dataset.image_shape == (8, 8, 1) and dataset.num_classes == 10
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (1437, 360)
+    assert dataset.train.images.dtype == np.uint8 and dataset.train.images.max() == 255
+    assert np.bincount(dataset.test.labels).min() >= 34
+    again = digits.load()
+    np.testing.assert_array_equal(again.test.images, dataset.test.images)
+    seen = {image.tobytes() for image in dataset.train.images}
+    assert sum(image.tobytes() in seen for image in dataset.test.images) <= 1
+
+
+# --- CIFAR archives, written here in the authors' forms ---
+
+
+def fake_cifar(fine, per_file=6):
+    """(file → images uint8 [n, 3072] and labels) of a small CIFAR."""
+    rng = np.random.default_rng(0)
+    files = ["train", "test"] if fine else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    classes = 100 if fine else 10
+    return {
+        file: (
+            rng.integers(0, 256, (per_file, 3072), dtype=np.uint8),
+            rng.integers(0, classes, per_file),
+        )
+        for file in files
+    }
+
+
+def write_cifar(root, name, form, unpack):
+    """Writes it to `root` as an archive or unpacked; returns the content."""
+    fine = name == "cifar100"
+    content = fake_cifar(fine)
+    names = [f"class{i}" for i in range(100 if fine else 10)]
+    files = {}
+    for file, (images, labels) in content.items():
+        if form == "python":
+            key = b"fine_labels" if fine else b"labels"
+            files[file] = pickle.dumps({b"data": images, key: labels.tolist()}, protocol=2)
+        else:
+            coarse = [np.full((len(labels), 1), 7, np.uint8)] if fine else []
+            record = [*coarse, labels[:, None].astype(np.uint8), images]
+            files[f"{file}.bin"] = np.concatenate(record, axis=1).tobytes()
+    if form == "python":
+        key = b"fine_label_names" if fine else b"label_names"
+        meta = {key: [n.encode() for n in names]}
+        files["meta" if fine else "batches.meta"] = pickle.dumps(meta, protocol=2)
+    else:
+        text = "\n".join(names).encode()
+        files["fine_label_names.txt" if fine else "batches.meta.txt"] = text
+    folder = {
+        ("cifar10", "python"): "cifar-10-batches-py",
+        ("cifar10", "binary"): "cifar-10-batches-bin",
+        ("cifar100", "python"): "cifar-100-python",
+        ("cifar100", "binary"): "cifar-100-binary",
+    }[name, form]
+    if unpack:
+        (root / folder).mkdir()
+        for file, raw in files.items():
+            (root / folder / file).write_bytes(raw)
+    else:
+        archive = {"cifar10": f"cifar-10-{form}", "cifar100": f"cifar-100-{form}"}[name]
+        with tarfile.open(root / f"{archive}.tar.gz", "w:gz") as tar:
+            for file, raw in files.items():
+                member = tarfile.TarInfo(f"{folder}/{file}")
+                member.size = len(raw)
+                tar.addfile(member, io.BytesIO(raw))
+    return content
+
+
+@pytest.mark.parametrize("unpack", [True, False])
+@pytest.mark.parametrize("form", ["python", "binary"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_in_every_form(tmp_path, name, form, unpack):
+    content = write_cifar(tmp_path, name, form, unpack)
+    dataset = cifar.load(name, tmp_path)
+    test_file = "test" if name == "cifar100" else "test_batch"
+    images, labels = content.pop(test_file)
+    np.testing.assert_array_equal(dataset.test.labels, labels)
+    np.testing.assert_array_equal(dataset.test.images[2, 5, 7], images[2].reshape(3, 32, 32)[:, 5, 7])
+    np.testing.assert_array_equal(
+        dataset.train.labels, np.concatenate([labels for _, labels in content.values()])
+    )
+    assert dataset.class_names[3] == "class3"
+    assert dataset.num_classes == (100 if name == "cifar100" else 10)
+
+
+def test_truncated_and_corrupt_archives_are_named(tmp_path):
+    write_cifar(tmp_path, "cifar10", "python", unpack=False)
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    raw = archive.read_bytes()
+    for damaged in (raw[: len(raw) // 2], raw[:-20], b"", b"not an archive", raw[:2000] + raw[2100:]):
+        archive.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz.* is truncated or corrupt"):
+            cifar.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("form, file", [("python", "train"), ("binary", "train.bin")])
+def test_truncated_and_missing_files_are_named(tmp_path, form, file):
+    write_cifar(tmp_path, "cifar100", form, unpack=True)
+    path = tmp_path / f"cifar-100-{form}" / file
+    raw = path.read_bytes()
+    for damaged in (raw[:-1], raw[:100], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{file} is truncated or corrupt"):
+            cifar.load("cifar100", tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{file} cannot be read"):
+        cifar.load("cifar100", tmp_path)
+
+
+class Malicious:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code was run')",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    write_cifar(tmp_path, "cifar100", "python", unpack=True)
+    (tmp_path / "cifar-100-python" / "train").write_bytes(pickle.dumps({b"data": Malicious()}))
+    with pytest.raises(UserError, match="train is truncated or corrupt: it asks for"):
+        cifar.load("cifar100", tmp_path)
+
+
+def test_absent_cifar_says_what_to_do(tmp_path):
+    with pytest.raises(UserError) as error:
+        cifar.load("cifar100", tmp_path)
+    for part in ("cifar-100-python.tar.gz", "tfds build cifar100", "--file_format=array_record"):
+        assert part in str(error.value)
+
+
+def test_tfds_reads_array_record_without_tensorflow():
+    dataset = cifar.load("cifar100", ROOT / "tests" / "prepared")
+    assert "tensorflow" not in sys.modules
+    assert len(dataset.train.labels) == 100 and len(dataset.test.labels) == 20
+    assert dataset.num_classes == 100 and dataset.image_shape == (32, 32, 3)
+    # Image i of that set is the number i, its label too.
+    np.testing.assert_array_equal(dataset.train.images[:, 3, 4, 1], dataset.train.labels)
+    assert sorted(dataset.train.labels) == list(range(100))
+
+
+def test_tfds_errors(tmp_path, monkeypatch):
+    info = tmp_path / "cifar100" / "3.0.2" / "dataset_info.json"
+    info.parent.mkdir(parents=True)
+    info.write_text('{"fileFormat": "tfrecord"}')
+    with pytest.raises(UserError, match="prepared as tfrecord.*tfds build cifar100"):
+        tfds.load("cifar100", tmp_path)
+    info.write_text("{")
+    with pytest.raises(UserError, match="corrupt"):
+        tfds.load("cifar100", tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'orc-jax\[tfds\]'"):
+        tfds.load("cifar100", ROOT / "tests" / "prepared")
+
+
+def test_unknown_data_set():
+    with pytest.raises(UserError, match="did you mean 'cifar100'"):
+        data.load(ConfigDict({"data": {"name": "cifar-100", "dir": ""}}))
+
+
+# --- Batches ---
+
+
+def split_of(seed=0, n=10, size=6, channels=2):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8)
+    dataset = data.from_arrays(*[(images, np.arange(n) % 3)] * 2)
+    return images, jax.device_put(batches.normalised(dataset)[0])
+
+
+def test_normalised_by_the_training_images():
+    images, split = split_of()
+    batch, labels, counts = batches.evaluation_batch(split, 0, 10)
+    np.testing.assert_allclose(batch.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(batch.std(axis=(0, 1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(split.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+def test_crop_and_flip_are_those_of_a_padded_image(mode):
+    images, split = split_of()
+    pad = 2
+    config = ConfigDict({"data": {"pad": pad, "flip": True}})
+    moves = batches.draw_augmentation(jax.random.key(0), config, 10)
+    assert set(np.array(moves.flip)) == {True, False}
+    assert np.array(moves.top).min() < 0 < np.array(moves.top).max()
+    positions = jnp.arange(10)[::-1]
+    batch = batches.take(split, positions, moves, mode)
+    np_mode = {"zero": "constant", "reflect": "reflect"}[mode]
+    for i, position in enumerate(np.array(positions)):
+        padded = np.pad(images[position], ((pad, pad), (pad, pad), (0, 0)), mode=np_mode)
+        top, left = int(moves.top[i]) + pad, int(moves.left[i]) + pad
+        crop = padded[top : top + 6, left : left + 6]
+        expected = crop[:, ::-1] if moves.flip[i] else crop
+        np.testing.assert_allclose(
+            batch[i], batches.normalise(split, jnp.array(expected)), atol=1e-6
+        )
+
+
+def test_no_augmentation_gives_the_images():
+    _, split = split_of()
+    config = ConfigDict({"data": {"pad": 0, "flip": False}})
+    moves = batches.draw_augmentation(jax.random.key(0), config, 10)
+    batch = batches.take(split, jnp.arange(10), moves, "zero")
+    np.testing.assert_allclose(batch, batches.evaluation_batch(split, 0, 10)[0], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 3))
+def test_epoch_order_is_a_fresh_permutation(num_images, batch_size, epoch):
+    batch_size = min(batch_size, num_images)
+    key = jax.random.key(0)
+    order = np.array(batches.epoch_order(key, epoch, num_images, batch_size))
+    assert order.shape == (num_images // batch_size, batch_size)
+    assert len(set(order.ravel())) == order.size and set(order.ravel()) <= set(range(num_images))
+    np.testing.assert_array_equal(order, batches.epoch_order(key, epoch, num_images, batch_size))
+    if order.size > 20:
+        other = np.array(batches.epoch_order(key, epoch + 1, num_images, batch_size))
+        assert (other != order).any()
+
+
+def test_evaluation_counts_every_image_once():
+    _, split = split_of(n=10)
+    seen = []
+    for index in range(3):
+        images, labels, counts = batches.evaluation_batch(split, index, 4)
+        assert images.shape[0] == 4
+        seen += np.array(labels)[np.array(counts)].tolist()
+    assert seen == np.array(split.labels).tolist()
+
+
+@pytest.mark.parametrize(
+    "images, labels, message",
+    [
+        (np.zeros((3, 4, 4)), np.zeros(3, int), "must be uint8"),
+        (np.zeros((3, 16), np.uint8), np.zeros(3, int), "must be uint8"),
+        (np.zeros((3, 4, 4), np.uint8), np.zeros(2, int), "3 integers"),
+        (np.zeros((3, 4, 4), np.uint8), np.zeros(3), "3 integers"),
+        (np.zeros((3, 4, 4), np.uint8), np.array([0, -1, 2]), "count from 0"),
+        (np.zeros((0, 4, 4), np.uint8), np.zeros(0, int), "no train images"),
+    ],
+)
+def test_arrays_of_another_form(images, labels, message):
+    good = (np.zeros((2, 4, 4), np.uint8), np.array([0, 1]))
+    data.from_arrays(good, good)
+    with pytest.raises(UserError, match=message):
+        data.from_arrays((images, labels), good)

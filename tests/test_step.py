@@ -1,0 +1,209 @@
+"""The compiled step: the same on every mesh, one pass per network, one compilation."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import assert_trees_equal, run_command, tiny_config, tiny_data
+
+from orc_jax import step as steps
+from orc_jax import train as _  # noqa: F401  (the module is imported below by its full name)
+from orc_jax.data import batches
+
+prepare = sys.modules["orc_jax.train"].prepare
+
+MESHES = [(1, 1), (8, 1), (1, 4), (2, 4)]
+GROUPS = {
+    "pivot": (("tiny_wide", "tiny", "tiny", "tiny", "tiny"), {"pivot": 0}),
+    "no_pivot": (("tiny",) * 4, {"pivot": None}),
+    "several_networks": (("tiny_wide", "tiny", "tiny_wide", "tiny"), {"pivot": None}),
+}
+
+
+def build(config, data=None):
+    """(setup, state, train step, order of epoch 0) of a config."""
+    setup = prepare(config, data or tiny_data())
+    state = steps.init_state(*setup.state_args(), {})
+    train_step, _ = steps.compile_steps(config, setup.group, setup.method)
+    key = steps.streams(config.seed)[1]
+    order = batches.epoch_order(key, 0, len(setup.dataset.train.labels), config.batch_size)
+    return setup, state, train_step, setup.on_mesh(jax.device_get(order))
+
+
+def run(config, num_steps, data=None):
+    """The state after some steps."""
+    setup, state, train_step, order = build(config, data)
+    for _ in range(num_steps):
+        state = train_step(state, setup.train_split, order)
+    return setup, state
+
+
+def in_peer_order(setup, state):
+    """The parameters of every peer as one vector each."""
+    rows = {}
+    for stack, stack_state in zip(setup.group.stacks, state.stacks, strict=True):
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(stack_state.params)]
+        for i, peer in enumerate(stack.peers):
+            rows[peer] = np.concatenate([leaf[i].ravel() for leaf in leaves])
+    return [rows[peer] for peer in range(setup.group.size)]
+
+
+def trajectories():
+    """Every group on every mesh (in a process with eight devices): parameters and metrics."""
+    results = {}
+    for name, (networks, method) in GROUPS.items():
+        for data, peer in MESHES:
+            config = tiny_config(networks, **method)
+            config.mesh.data, config.mesh.peer = data, peer
+            setup, state = run(config, 3)
+            for i, row in enumerate(in_peer_order(setup, state)):
+                results[f"{name}/{data}x{peer}/params{i}"] = row
+            for metric, value in state.sums.items():
+                results[f"{name}/{data}x{peer}/{metric}"] = np.asarray(value)
+    return results
+
+
+@pytest.fixture(scope="module")
+def on_meshes(tmp_path_factory):
+    file = tmp_path_factory.mktemp("spmd") / "results.npz"
+    code = f"""
+import sys
+sys.path.insert(0, "tests")
+import conftest, numpy, functools
+from orc_jax import models
+models.NETWORKS["tiny"] = functools.partial(conftest.tiny, 4)
+models.NETWORKS["tiny_wide"] = functools.partial(conftest.tiny, 8)
+import test_step
+numpy.savez({str(file)!r}, **test_step.trajectories())
+"""
+    run_command("-c", code, devices=8)
+    return np.load(file)
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize("group", GROUPS)
+def test_same_trajectory_on_every_mesh(on_meshes, group, mesh):
+    one, here = f"{group}/1x1/", f"{group}/{mesh[0]}x{mesh[1]}/"
+    names = [name.removeprefix(one) for name in on_meshes.files if name.startswith(one)]
+    assert "params3" in names and "promoted" in names and "term/group" in names
+    for name in names:
+        np.testing.assert_allclose(
+            on_meshes[here + name], on_meshes[one + name], rtol=1e-3, atol=1e-4, err_msg=name
+        )
+
+
+def test_training_moves_the_parameters_that_the_meshes_agree_on(on_meshes):
+    setup, state, _, _ = build(tiny_config(*GROUPS["pivot"][:1]))
+    for i, before in enumerate(in_peer_order(setup, state)):
+        assert np.abs(on_meshes[f"pivot/1x1/params{i}"] - before).max() > 1e-2
+
+
+def test_one_compilation_and_no_transfer():
+    setup, state, train_step, order = build(tiny_config())
+    with jax.transfer_guard("disallow"):
+        for _ in range(4):
+            state = train_step(state, setup.train_split, order)
+    assert train_step._cache_size() == 1
+    assert int(state.step) == 4
+
+
+def test_the_transfer_guard_would_notice():
+    setup, state, train_step, order = build(tiny_config())
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed"):
+        train_step(state, setup.train_split, np.asarray(order))
+
+
+def test_the_state_is_donated():
+    setup, state, train_step, order = build(tiny_config())
+    leaf = jax.tree.leaves(state.stacks[0].params)[0]
+    train_step(state, setup.train_split, order)
+    assert leaf.is_deleted()
+
+
+def convolutions(networks, **method):
+    """Number of convolutions in the step's program, from its jaxpr."""
+    setup, state, train_step, order = build(tiny_config(networks, **method))
+    text = str(jax.make_jaxpr(train_step)(state, setup.train_split, order))
+    return text.count("conv_general_dilated[")
+
+
+def test_each_network_runs_once_per_batch_and_weights():
+    """Forward is 4 convolutions of `tiny`, backward 7 (the images need no gradient).
+
+    Students: one pass each. Pivot: one on the mixed images, and one forward pass with its
+    new weights. Without a pivot, one of four peers teaches at a time.
+    """
+    forward, backward = 4, 7
+    pivot = convolutions(("tiny",) * 4, pivot=0)
+    assert pivot == 3 * (forward + backward) + (forward + backward) + forward
+    peers = convolutions(("tiny",) * 4, pivot=None)
+    assert peers == 4 * (forward + backward) + (forward + backward) + forward
+    nobody_taught = convolutions(("tiny",) * 4, pivot=0, intensive=False)
+    assert nobody_taught == 4 * (forward + backward)
+
+
+def test_convolutions_of_a_stack_are_not_grouped():
+    setup, state, train_step, order = build(tiny_config(("tiny",) * 4, pivot=None))
+    text = str(jax.make_jaxpr(train_step)(state, setup.train_split, order))
+    assert "feature_group_count=1" in text and "feature_group_count=4" not in text
+
+
+def test_teachers_take_only_the_intensive_step():
+    """With β = 1 the students follow the teachers alone; with k = 0 nobody is promoted."""
+    _, before, _, _ = build(tiny_config(("tiny",) * 3, pivot=None))
+    before = jax.device_get(before.stacks[0])
+    config = tiny_config(("tiny",) * 3, pivot=None, promotion="fixed")
+    config.optimizer.learning_rate = 0.0
+    _, after = run(config, 1)
+    assert_trees_equal(after.stacks[0].params, before.params)
+    assert after.promotions.tolist() == [1, 0, 0]
+    config.method.feedback = "train_only"
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.weight_decay = 0.0
+    _, taught = run(config, 1)
+    # Fixed to peer 0 and without mixup, its step is that of plain training on the batch.
+    alone = tiny_config(("tiny",) * 3, pivot=None, promotion="fixed", beta=0.0, intensive=False)
+    alone.optimizer.update(learning_rate=0.05, weight_decay=0.0)
+    _, plain = run(alone, 1)
+    teacher, same = (
+        jax.tree.map(lambda x: np.asarray(x[0]), s.stacks[0].params) for s in (taught, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), teacher, same)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"intensive": False},
+        {"private": False},
+        {"group": False},
+        {"teaching": "ensemble"},
+        {"promotion": "fixed"},
+        {"promotion": "random"},
+        {"feedback": "feedback_only"},
+        {"feedback": "train_only"},
+        {"num_temporary": 0},
+        {"num_temporary": 2},
+        {"pivot": None, "num_temporary": 2},
+        {"pivot": None, "intensive": False},
+    ],
+)
+def test_every_ablation_trains(method):
+    setup, state = run(tiny_config(("tiny",) * 4, **method), 3)
+    _, start, _, _ = build(tiny_config(("tiny",) * 4, **method))
+    promoted = method.get("num_temporary", 1)
+    assert int(state.promotions.sum()) == 3 * promoted
+    assert (np.asarray(state.failed_at) == -1).all()
+    for before, after in zip(in_peer_order(setup, start), in_peer_order(setup, state), strict=True):
+        assert np.abs(after - before).max() > 1e-3
+
+
+def test_seed_decides_everything():
+    config = tiny_config()
+    _, one = run(config, 2)
+    _, same = run(config, 2)
+    assert_trees_equal(one.stacks, same.stacks)
+    config.seed = 1
+    setup, other = run(config, 2)
+    assert np.abs(in_peer_order(setup, other)[1] - in_peer_order(setup, one)[1]).max() > 1e-2

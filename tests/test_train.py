@@ -1,0 +1,248 @@
+"""The loop from Python: arrays in, resumable runs, pretrained peers, failures."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from conftest import assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
+
+import orc_jax
+from orc_jax import metrics
+from orc_jax.checkpoint import Checkpoints
+from orc_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(config, work directory, result) of a run of four epochs on arrays."""
+    from functools import partial
+
+    from conftest import tiny
+
+    from orc_jax import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.NETWORKS, "tiny", partial(tiny, 4))
+        patch.setitem(models.NETWORKS, "tiny_wide", partial(tiny, 8))
+        workdir = tmp_path_factory.mktemp("run") / "a"
+        config = tiny_config()
+        config.epochs = 4
+        return config, workdir, orc_jax.train(config, workdir, tiny_data(train=80))
+
+
+def test_it_learns(finished):
+    _, _, result = finished
+    assert result.finished and result.metrics["epoch"] == 4
+    assert max(result.metrics["test"]["top1"]) > 60  # five classes: chance is 20
+
+
+def test_metrics_and_roles_files(finished):
+    config, workdir, result = finished
+    records = metrics.read(workdir)
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    assert records[-1] == json.loads(json.dumps(result.metrics))
+    for record in records:
+        train = record["train"]
+        assert sum(train["promotions"]) == 5 and train["promotions"][0] == 0
+        assert sum(train["term_share"].values()) == pytest.approx(1, abs=1e-5)
+        assert train["asked"][0] == 0 and sum(train["asked"]) == pytest.approx(1, abs=1e-5)
+        assert len(record["test"]["top5"]) == 4 and record["test"]["ensemble"]["top5"] == 100
+    total = np.sum([record["train"]["promotions"] for record in records], axis=0)
+    assert records[-1]["train"]["promotions_total"] == total.tolist()
+    assert result.state.promotions.tolist() == total.tolist()
+
+    with (workdir / "roles.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    assert [int(row["promotions_total"]) for row in rows[-4:]] == total.tolist()
+    assert list((workdir / "tensorboard").glob("events.*"))
+
+
+def test_evaluation_is_right_and_counts_each_image_once(finished):
+    """Top-1 of a peer, recomputed with its network alone on the 21 test images."""
+    config, workdir, result = finished
+    from sys import modules
+
+    setup = modules["orc_jax.train"].prepare(config, tiny_data(train=80))
+    split = setup.test_split
+    images = (np.asarray(split.images) / 255 - np.asarray(split.mean)) / np.asarray(split.std)
+    probs = []
+    for stack, state in zip(setup.group.stacks, result.state.stacks, strict=True):
+        for i, peer in enumerate(stack.peers):
+            variables = {"params": state.params, "batch_stats": state.stats}
+            variables = jax.tree.map(lambda x, i=i: x[i], variables)
+            logits = stack.module.apply(variables, images.astype(np.float32), train=False)
+            right = np.asarray(logits).argmax(axis=1) == np.asarray(split.labels)
+            assert result.metrics["test"]["top1"][peer] == pytest.approx(100 * right.mean())
+            probs.append(jax.nn.softmax(logits))
+    right = np.mean(probs, axis=0).argmax(axis=1) == np.asarray(split.labels)
+    assert result.metrics["test"]["ensemble"]["top1"] == pytest.approx(100 * right.mean())
+
+
+def test_evaluate_restores_the_same_numbers(finished):
+    _, workdir, result = finished
+    data = tiny_data(train=80)
+    assert orc_jax.evaluate(workdir, data=data) == result.metrics["test"]
+    records = metrics.read(workdir)
+    best = max(records, key=lambda record: max(record["test"]["top1"][1:]))
+    score = max(orc_jax.evaluate(workdir, "best", data)["top1"][1:])
+    assert score == max(best["test"]["top1"][1:])
+    with pytest.raises(UserError, match="no checkpoint '7', there are: last, best"):
+        orc_jax.evaluate(workdir, "7", data)
+    with pytest.raises(UserError, match="trained on arrays"):
+        orc_jax.evaluate(workdir)
+
+
+def test_the_same_call_again_changes_nothing(finished):
+    config, workdir, result = finished
+    again = orc_jax.train(config, workdir, tiny_data(train=80))
+    assert again.finished and again.metrics == json.loads(json.dumps(result.metrics))
+    assert_trees_equal(again.state, result.state)
+    assert len(metrics.read(workdir)) == 4
+
+
+def test_another_config_is_refused(finished):
+    config, workdir, _ = finished
+    other = config.copy_and_resolve_references()
+    other.method.temperature = 2.0
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(UserError, match=r"another config \(method.temperature: 4.0 → 2.0\)"):
+        orc_jax.train(other, workdir, tiny_data(train=80))
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_only_the_last_and_best_checkpoints_stay(finished):
+    _, workdir, _ = finished
+    steps = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert "20" in steps and len(steps) <= 2
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"not empty and not a work directory: thesis\.tex"):
+        orc_jax.train(tiny_config(), tmp_path, tiny_data())
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_resuming_drops_lines_written_after_the_checkpoint(tmp_path):
+    """A run that evaluated further than its last checkpoint repeats those epochs."""
+    config = tiny_config()
+    config.epochs = 3
+    config.checkpoint_every = 2
+    full = orc_jax.train(config, tmp_path / "full", tiny_data())
+    checkpoints = Checkpoints(tmp_path / "full")
+    assert checkpoints.step("last") == 9
+    state = checkpoints.restore_arrays(9)
+    checkpoints.close()
+    # As if killed in epoch 3, after a line was half written.
+    import shutil
+
+    shutil.rmtree(tmp_path / "full" / "checkpoints" / "9")
+    with (tmp_path / "full" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "st')
+    resumed = orc_jax.train(config, tmp_path / "full", tiny_data())
+    assert_trees_equal(resumed.state, full.state)
+    assert [record["epoch"] for record in metrics.read(tmp_path / "full")] == [1, 2, 3]
+    checkpoints = Checkpoints(tmp_path / "full")
+    assert_trees_equal(checkpoints.restore_arrays(9)["stacks"], state["stacks"])
+    checkpoints.close()
+
+
+def test_peers_start_from_checkpoints(finished, tmp_path):
+    """The pivot from a run of ours, a student from a PyTorch file."""
+    _, workdir, _ = finished
+    case = golden("models_cifar")["resnet8"]["tensors"]
+    tensors = golden_tensors(case)
+    tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]
+    tensors["fc.weight"], tensors["fc.bias"] = tensors["fc.weight"][:5], tensors["fc.bias"][:5]
+    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, tmp_path / "resnet8.pth")
+
+    config = tiny_config(("tiny_wide", "resnet8", "tiny", "tiny"))
+    config.peers[0].init_from = str(workdir)
+    config.peers[1].init_from = str(tmp_path / "resnet8.pth")
+    config.peers[2].init_from = f"{workdir}:3"
+    config.epochs = 1
+    config.optimizer.learning_rate = 0.0
+    result = orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
+    checkpoints = Checkpoints(workdir)
+    source = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
+    checkpoints.close()
+    pivot, imported, students = result.state.stacks
+    assert_trees_equal(pivot.params, source[0]["params"])
+    assert_trees_equal(
+        jax.tree.map(lambda x: x[0], students.params),
+        jax.tree.map(lambda x: x[2], source[1]["params"]),
+    )
+    kernel = imported.params["stem"]["conv1"]["kernel"][0]
+    np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "peer, source, message",
+    [
+        (0, "{run}/nothing", "no such checkpoint"),
+        (1, "{run}", "has several: write .*:PEER, PEER of 1, 2, 3"),
+        (1, "{run}:0", "has no tiny '0', allowed: 1, 2, 3"),
+        (2, "{run}", "trained tiny_wide, tiny, tiny, tiny; none is a resnet8"),
+        (0, "{run}/checkpoints", "not a work directory"),
+    ],
+)
+def test_wrong_checkpoints_to_start_from(finished, tmp_path, peer, source, message):
+    config = tiny_config(("tiny_wide", "tiny", "resnet8"))
+    config.peers[peer].init_from = source.format(run=finished[1])
+    with pytest.raises(UserError, match=rf"peers\[{peer}\].init_from: .*{message}"):
+        orc_jax.train(config, tmp_path / "run", tiny_data())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_for_other_classes_is_refused(finished, tmp_path):
+    config = tiny_config(("tiny_wide", "tiny", "tiny"))
+    config.peers[0].init_from = str(finished[1])
+    with pytest.raises(UserError, match="other images or classes"):
+        orc_jax.train(config, tmp_path / "run", tiny_data(num_classes=3))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    config = tiny_config()
+    config.epochs = 6
+    config.peers[2].optimizer.schedule = "step"
+    config.peers[2].optimizer.decay_epochs = (2,)
+    config.peers[2].optimizer.decay = 1e30  # its weights explode after two epochs
+    with pytest.raises(UserError) as error:
+        orc_jax.train(config, tmp_path / "run", tiny_data())
+    message = str(error.value)
+    assert "peer 2 (tiny) is not finite from step" in message
+    assert "the checkpoint of step 6 is kept" in message
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.step("last") == 6
+    state = checkpoints.restore_arrays(6)
+    checkpoints.close()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["stacks"]))
+
+
+def test_two_optimizers_in_one_run(tmp_path):
+    config = tiny_config(("tiny_wide", "tiny", "tiny"))
+    config.peers[1].optimizer.name = "adam"
+    config.peers[1].optimizer.learning_rate = 0.01
+    config.peers[2].optimizer.learning_rate = 0.0
+    config.epochs = 1
+    result = orc_jax.train(config, tmp_path / "run", tiny_data())
+    assert len(result.state.stacks) == 3
+    assert (np.asarray(result.state.failed_at) == -1).all()
+
+
+def test_batch_larger_than_the_data(tmp_path):
+    config = tiny_config()
+    config.batch_size = 64
+    with pytest.raises(UserError, match="batch_size is 64, allowed: at most the 50 training"):
+        orc_jax.train(config, tmp_path / "run", tiny_data())
+
+
+def test_the_target_is_the_best_of_the_smallest_networks():
+    test = {"top1": [90.0, 70.0, 72.0, 80.0]}
+    assert metrics.target_top1(test, [900, 100, 100, 400]) == 72.0
+    assert metrics.target_top1(test, [100, 100, 100, 100]) == 90.0
