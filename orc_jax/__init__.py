@@ -1,7 +1,7 @@
 """Online knowledge distillation in JAX: groups of networks that teach each other."""
 
 from orc_jax.errors import UserError
-from orc_jax.evaluate import evaluate
+from orc_jax.run import evaluate
 from orc_jax.train import train
 
 __all__ = ["UserError", "evaluate", "train"]

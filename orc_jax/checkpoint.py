@@ -160,7 +160,5 @@ def _from_run(workdir, chosen, network, template):
     )
     shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (variables, template)]
     if shapes[0] != shapes[1]:
-        raise UserError(
-            f"{workdir} trained its {network} for other images or classes than these"
-        )
+        raise UserError(f"{workdir} trained its {network} for other images or classes than these")
     return variables

@@ -18,8 +18,8 @@ def run(command: Callable[[], object]) -> None:
     """
 
     def main(_):
-        # JAX and Orbax report every backend they miss and every file they write.
-        logging.set_verbosity(logging.ERROR)
+        # At INFO, JAX reports every backend that is not there.
+        logging.set_verbosity(logging.WARNING)
         try:
             command()
         except UserError as error:
@@ -38,7 +38,7 @@ def _parse(argv):
         return rest
     except (UserError, flags.Error) as error:
         _fail(error)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         # ml_collections raises these for overrides; say which key it is about.
         try:
             check_overrides(argv)

@@ -53,10 +53,7 @@ def peer(model: str) -> ConfigDict:
     config.model = model
     config.init_from = config_dict.placeholder(str)  # checkpoint to start from
     config.optimizer = ConfigDict(
-        {
-            name: config_dict.placeholder(type(value))
-            for name, value in default().optimizer.items()
-        }
+        {name: config_dict.placeholder(type(value)) for name, value in default().optimizer.items()}
     )
     return config
 

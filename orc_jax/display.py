@@ -94,7 +94,9 @@ class Display:
         test = ""
         if "test" in record:
             top1 = record["test"]["top1"]
-            test = f"  test top-1 {_numbers(top1)}  ensemble {record['test']['ensemble']['top1']:.2f}"
+            test = (
+                f"  test top-1 {_numbers(top1)}  ensemble {record['test']['ensemble']['top1']:.2f}"
+            )
         promoted = _numbers([100 * x for x in record["train"]["promoted"]], 0)
         self.say(
             f"epoch {record['epoch']}/{self._epochs}  step {record['step']}  "

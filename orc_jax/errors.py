@@ -1,7 +1,6 @@
 """The one exception that a user's mistake raises, and its wording."""
 
 import difflib
-import os
 from collections.abc import Iterable
 
 
@@ -23,8 +22,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     known, name = list(known), str(name)
 
     def likeness(other):
-        ratio = difflib.SequenceMatcher(None, name, other).ratio()
-        return ratio, len(os.path.commonprefix([name, other]))
+        # Of equally near names, the one with the longest run in common: resnet21 → resnet20.
+        matcher = difflib.SequenceMatcher(None, name, other)
+        return matcher.ratio(), matcher.find_longest_match().size
 
     nearest = max(known, key=likeness)
     hint = f"did you mean {nearest!r}? " if likeness(nearest)[0] >= 0.6 else ""

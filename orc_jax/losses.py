@@ -10,9 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 
-def cross_entropy(
-    logits: Float[Array, "*P B C"], labels: Int[Array, " B"]
-) -> Float[Array, "*P B"]:
+def cross_entropy(logits: Float[Array, "*P B C"], labels: Int[Array, " B"]) -> Float[Array, "*P B"]:
     """Softmax cross-entropy of every image."""
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -21,20 +21,14 @@ def main() -> None:
     flags.mark_flag_as_required("config")
 
     def command():
+        path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         try:
-            config.value.method
+            method = config.value.method.name
         except OSError as error:
-            raise UserError(f"no such config file: {flags.FLAGS['config'].config_filename}") from error
-        train(config.value, workdir.value or default_workdir())
+            raise UserError(f"no such config file: {path}") from error
+        train(config.value, workdir.value or f"runs/{Path(path).stem}-{preset or method}")
 
     commands.run(command)
-
-
-def default_workdir() -> Path:
-    """runs/CONFIG-PRESET, e.g. runs/cifar100-orc_peers."""
-    path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    method = flags.FLAGS.config.method.name
-    return Path("runs") / f"{Path(path).stem}-{preset or method}"
 
 
 if __name__ == "__main__":

@@ -85,9 +85,7 @@ class Writers:
         self._metrics = workdir / "metrics.jsonl"
         self._roles = workdir / "roles.csv"
         _keep(self._metrics, lambda line: json.loads(line)["step"] <= step)
-        _keep(
-            self._roles, lambda line: line.startswith("epoch") or int(line.split(",")[1]) <= step
-        )
+        _keep(self._roles, lambda line: line.startswith("epoch") or int(line.split(",")[1]) <= step)
         if not self._roles.exists():
             self._roles.write_text(",".join(ROLE_COLUMNS) + "\n")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)

@@ -45,7 +45,9 @@ def schedule(settings, epochs: int, steps_per_epoch: int) -> optax.Schedule:
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     rate = settings.learning_rate
     if settings.schedule == "step":
-        boundaries = {round(e * steps_per_epoch) - warmup: settings.decay for e in settings.decay_epochs}
+        boundaries = {
+            round(e * steps_per_epoch) - warmup: settings.decay for e in settings.decay_epochs
+        }
         main = optax.piecewise_constant_schedule(rate, boundaries)
     elif settings.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, max(1, epochs * steps_per_epoch - warmup))

@@ -141,12 +141,14 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
       image_shape: (height, width, channels).
       pretrained: peer → variables {"params", "batch_stats"} to start from instead.
     """
+    # One member at a time: random numbers of a whole stack compile three times as long.
+    fresh = {stack.name: jax.jit(_initialiser(stack, image_shape)) for stack in group.stacks}
     states = []
     for stack in group.stacks:
-        # One member at a time: random numbers of a stack compile three times as long.
-        fresh = jax.jit(_initialiser(stack, image_shape))
         variables = [
-            pretrained[peer] if peer in pretrained else fresh(jax.random.fold_in(key, peer))
+            pretrained[peer]
+            if peer in pretrained
+            else fresh[stack.name](jax.random.fold_in(key, peer))
             for peer in stack.peers
         ]
         states.append(jax.jit(lambda *v, stack=stack: _stacked(stack, v))(*variables))

@@ -11,7 +11,6 @@ parameters' gradient.
 """
 
 from functools import partial
-from typing import Any
 
 import flax.struct
 import jax
@@ -125,7 +124,7 @@ def _study(config, method, stacks, logits, labels, key, teach):
     d_logits, loss_metrics = jax.grad(total, has_aux=True)(logits)
     metrics = {
         name: jnp.asarray(phase_metrics.get(name, 0.0) + loss_metrics.get(name, 0.0), jnp.float32)
-        for name in phase_metrics.keys() | loss_metrics.keys()
+        for name in sorted(phase_metrics.keys() | loss_metrics.keys())
     }
     metrics["steps"] = jnp.ones(())
     metrics["top1"] = 100.0 * (logits.argmax(axis=-1) == labels).mean(axis=1)
@@ -177,12 +176,10 @@ def _teach(group, images, step, stacks, logits, teachers, among, at_most, mix, l
         slots = jnp.argsort(~active)[:at_most]
         pupils = peers.select(stack_state, slots)
 
-        mixed_logits, pullback, stats = peers.forward(
-            stack, pupils, peers.images_of(stack, mixed)
+        mixed_logits, pullback, stats = peers.forward(stack, pupils, peers.images_of(stack, mixed))
+        d_logits, slot_losses = jax.grad(lambda z: (loss(z).sum(), loss(z)), has_aux=True)(
+            peers.over_batch(stack, mixed_logits)
         )
-        d_logits, slot_losses = jax.grad(
-            lambda z: (loss(z).sum(), loss(z)), has_aux=True
-        )(peers.over_batch(stack, mixed_logits))
         grads = peers.gradients(stack, pullback, d_logits)
         pupils = peers.update(stack, pupils, grads, stats, step, active[slots])
 

@@ -1,52 +1,22 @@
 """The loop: data, state, steps, evaluation, checkpoints, metrics."""
 
-import fcntl
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from orc_jax import config as configs
-from orc_jax import data as datasets
-from orc_jax import display, methods, metrics, peers
-from orc_jax.checkpoint import Checkpoints, pretrained, read_config
+from orc_jax import display, metrics
+from orc_jax.checkpoint import Checkpoints, pretrained
 from orc_jax.data import batches
 from orc_jax.errors import UserError
-from orc_jax.step import (
-    State,
-    abstract_state,
-    compile_steps,
-    evaluation_zeros,
-    init_state,
-    streams,
-)
-
-
-class Setup(NamedTuple):
-    """What a config builds, before any weights."""
-
-    config: Any
-    dataset: datasets.Dataset
-    method: Any
-    group: peers.Group
-    train_split: batches.OnDevice
-    test_split: batches.OnDevice
-    steps_per_epoch: int
-    num_params: list[int]
-
-    def on_mesh(self, tree):
-        """A copy of host arrays on every device."""
-        return jax.device_put(tree, NamedSharding(self.group.mesh, PartitionSpec()))
-
-    def state_args(self):
-        """The arguments that `init_state` and `abstract_state` share."""
-        shape, classes = self.dataset.image_shape, self.dataset.num_classes
-        return self.config, self.group, self.method, shape, classes
+from orc_jax.run import evaluate_split, prepare, show_table
+from orc_jax.step import State, abstract_state, compile_steps, init_state, streams
+from orc_jax.workdir import Lock, claim
 
 
 class Result(NamedTuple):
@@ -61,40 +31,6 @@ class Result(NamedTuple):
     state: State
     metrics: dict
     finished: bool
-
-
-def prepare(config, data: tuple | None = None) -> Setup:
-    """Checks a config, loads its data and builds its group.
-
-    Args:
-      config: the whole config.
-      data: (train images, train labels, test images, test labels) in place of the data
-        set that the config names; see `data.from_arrays`.
-
-    Raises:
-      UserError: something in it is wrong.
-    """
-    shape = configs.check(config, len(jax.devices()), own_data=data is not None)
-    dataset = datasets.from_arrays(data[:2], data[2:]) if data else datasets.load(config)
-    steps_per_epoch = len(dataset.train.labels) // config.batch_size
-    if not steps_per_epoch:
-        raise UserError(
-            f"batch_size is {config.batch_size}, allowed: at most the "
-            f"{len(dataset.train.labels)} training images"
-        )
-    devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
-    mesh = jax.sharding.Mesh(devices, ("data", "peer"))
-    method = methods.get(config.method.name)
-    apart = method.apart(config.method, len(config.peers))
-    group = peers.build(config, dataset.num_classes, steps_per_epoch, mesh, apart)
-    num_params = [0] * group.size
-    for stack in group.stacks:
-        params = peers.abstract_variables(stack, dataset.image_shape)["params"]
-        for peer in stack.peers:
-            num_params[peer] = sum(leaf.size for leaf in jax.tree.leaves(params))
-    setup = Setup(config, dataset, method, group, (), (), steps_per_epoch, num_params)
-    train_split, test_split = setup.on_mesh(batches.normalised(dataset))
-    return setup._replace(train_split=train_split, test_split=test_split)
 
 
 def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
@@ -120,8 +56,8 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         config.data.name = "arrays"
     setup = prepare(config, data)
     weights = pretrained(setup.group, config, setup.dataset.image_shape)
-    with _Lock(workdir), Interruption() as interruption:
-        _claim(workdir, config)
+    with Lock(workdir), Interruption() as interruption:
+        claim(workdir, config)
         checkpoints = Checkpoints(workdir)
         try:
             return _train(setup, workdir, weights, checkpoints, interruption)
@@ -199,29 +135,6 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     return Result(state, record, finished=True)
 
 
-def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
-    """Test metrics of every peer and of the ensemble, each image counted once."""
-    split = setup.test_split
-    sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size)))
-    for index in range(-(-len(setup.dataset.test.labels) // setup.config.eval_batch_size)):
-        sums = evaluation_step(stacks, split, setup.on_mesh(np.int32(index)), sums)
-    return metrics.evaluation(jax.device_get(sums))
-
-
-def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step: int) -> None:
-    """Prints the table of peers.
-
-    Args:
-      setup, title: of the run.
-      test: `metrics.evaluation`.
-      promotions: [P] steps in which each peer was promoted, of `step` steps.
-      step: steps done.
-    """
-    roles = setup.method.describe(setup.config.method, setup.group.size)
-    shares = [count / max(step, 1) for count in promotions]
-    display.show_peers(title, setup.group.names, roles, setup.num_params, shares, test)
-
-
 def _training(state: State) -> dict:
     sums, promotions = jax.device_get((state.sums, state.promotions))
     return metrics.training(sums, promotions)
@@ -252,47 +165,6 @@ def _check_finite(setup, state, checkpoints):
         f"the loss of peer {', '.join(who)} is not finite from step {step} on: stopped; {kept}. "
         "A lower learning rate or a warm-up often helps."
     )
-
-
-def _claim(workdir: Path, config) -> None:
-    """Makes a work directory this config's, or checks that it is."""
-    if (workdir / "config.json").exists():
-        found = configs.differences(read_config(workdir), config)
-        if found:
-            raise UserError(
-                f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
-                "choose another --workdir, or give the same settings to go on with it"
-            )
-        return
-    others = [path.name for path in workdir.iterdir() if path.name != _Lock.NAME]
-    if others:
-        raise UserError(f"{workdir} is not empty and not a work directory: {others[0]} is in it")
-    temporary = workdir / "config.json.new"
-    temporary.write_text(configs.to_json(config))
-    temporary.replace(workdir / "config.json")
-
-
-class _Lock:
-    """Keeps a second process out of a work directory, until this one ends."""
-
-    NAME = ".lock"
-
-    def __init__(self, workdir: Path):
-        self._workdir = workdir
-
-    def __enter__(self):
-        try:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = (self._workdir / self.NAME).open("w")
-        except OSError as error:
-            raise UserError(f"cannot write to {self._workdir}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is training in {self._workdir}") from error
-
-    def __exit__(self, *_):
-        self._file.close()
 
 
 class Interruption:

@@ -113,4 +113,6 @@ def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
 
 def assert_trees_equal(one, other):
     """Bit for bit."""
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other
+    )

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT, assert_trees_equal, run_command
 
@@ -79,7 +78,7 @@ def stop_in_epoch_three(workdir, args, number):
 def uninterrupted(tmp_path_factory):
     """(arguments, work directory) of a run of four epochs."""
     workdir = tmp_path_factory.mktemp("cli") / "full"
-    args = ("--config.epochs=4", "--config.batch_size=16", "--config.seed=3")
+    args = ("--config.epochs=4", "--config.batch_size=32", "--config.seed=3")
     run_command(*TRAIN, f"--workdir={workdir}", *args)
     return args, workdir
 
@@ -89,7 +88,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, number)
     args, full = uninterrupted
     workdir = tmp_path / "stopped"
     status, output = stop_in_epoch_three(workdir, args, number)
-    steps_per_epoch = 1437 // 16
+    steps_per_epoch = 1437 // 32
     checkpoints = Checkpoints(workdir)
     step = checkpoints.step("last")
     checkpoints.close()
@@ -127,7 +126,10 @@ def test_a_work_directory_is_one_processs(uninterrupted, tmp_path):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--config.method.temprature=3"], "config.method 'temprature': did you mean 'temperature'"),
+        (
+            ["--config.method.temprature=3"],
+            "config.method 'temprature': did you mean 'temperature'",
+        ),
         (["--config.peers[9].model=resnet20"], "config.peers has no [9], allowed: 0 to 3"),
         (["--config.peers[1].model=resnet21"], "'resnet21': did you mean 'resnet20'"),
         (["--config.method.num_temporary=3"], "method.num_temporary is 3, allowed: 0 to 2"),
@@ -142,9 +144,7 @@ def test_a_work_directory_is_one_processs(uninterrupted, tmp_path):
     ],
 )
 def test_mistakes_get_one_line(tmp_path, args, message):
-    result = run_command(
-        *TRAIN, f"--workdir={tmp_path / 'run'}", *args, devices=2, check=False
-    )
+    result = run_command(*TRAIN, f"--workdir={tmp_path / 'run'}", *args, devices=2, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
@@ -152,32 +152,30 @@ def test_mistakes_get_one_line(tmp_path, args, message):
 
 
 def test_evaluate_needs_a_run(tmp_path):
-    for workdir, message in ((tmp_path, "is not a work directory"), ("", "workdir")):
-        result = run_command("-m", "orc_jax.evaluate", f"--workdir={workdir}", check=False)
-        assert result.returncode == 1 and "Traceback" not in result.stderr
-        assert message in result.stderr
+    for args, message in (
+        ([f"--workdir={tmp_path}"], "is not a work directory"),
+        ([], "flag --workdir=None"),
+    ):
+        result = run_command("-m", "orc_jax.evaluate", *args, check=False)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ") and message in result.stderr
 
 
 def test_the_default_work_directory_is_named_after_config_and_method(tmp_path):
-    args = ["--config.epochs=1", "--config.batch_size=718"]
-    for preset, name in (("", "digits-orc"), (":orc_peers", "digits-orc_peers")):
-        command = [sys.executable, "-m", "orc_jax.main"]
-        config = f"--config={ROOT}/configs/digits.py{preset}"
-        subprocess.run(
-            [*command, config, *args],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            check=True,
-            capture_output=True,
-        )
-        assert (tmp_path / "runs" / name / "config.json").exists()
+    command = [sys.executable, "-m", "orc_jax.main"]
+    config = f"--config={ROOT}/configs/digits.py:orc_peers"
+    subprocess.run(
+        [*command, config, "--config.epochs=1"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+    assert (tmp_path / "runs" / "digits-orc_peers" / "config.json").exists()
 
 
-def test_eight_devices_from_the_command_line(tmp_path):
-    args = ["--config.epochs=1", "--config.eval_batch_size=40", f"--workdir={tmp_path / 'run'}"]
-    result = run_command(*TRAIN, *args, devices=8)
-    assert "8 × 1 cpu devices" in result.stdout
-    one = run_command(*TRAIN, *args[:-1], f"--workdir={tmp_path / 'one'}")
-    assert "1 × 1 cpu devices" in one.stdout
-    losses = [metrics.read(tmp_path / run)[0]["train"]["loss"] for run in ("run", "one")]
-    np.testing.assert_allclose(*losses, rtol=0.05)
+def test_several_devices_from_the_command_line(tmp_path):
+    args = ["--config.epochs=1", f"--workdir={tmp_path / 'run'}"]
+    result = run_command(*TRAIN, *args, devices=2)
+    assert "2 × 1 cpu devices" in result.stdout
+    assert metrics.read(tmp_path / "run")[0]["train"]["top1"][1] > 20

@@ -75,7 +75,7 @@ def test_unknown_network_and_keys():
         configs.check(config, 1)
     config = tiny_config()
     config.method.temprature = 3.0
-    with pytest.raises(UserError, match="config.method 'temprature': did you mean 'temperature'"):
+    with pytest.raises(UserError, match="'temprature': did you mean 'temperature'"):
         configs.check(config, 1)
     config = tiny_config()
     config.peers[2].lr = 3.0
@@ -83,7 +83,7 @@ def test_unknown_network_and_keys():
         configs.check(config, 1)
     config = tiny_config()
     del config.data.flip
-    with pytest.raises(UserError, match="config.data has no key 'flip'"):
+    with pytest.raises(UserError, match=r"config\.data has no key 'flip'"):
         configs.check(config, 1)
 
 

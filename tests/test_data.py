@@ -96,7 +96,9 @@ def test_cifar_in_every_form(tmp_path, name, form, unpack):
     test_file = "test" if name == "cifar100" else "test_batch"
     images, labels = content.pop(test_file)
     np.testing.assert_array_equal(dataset.test.labels, labels)
-    np.testing.assert_array_equal(dataset.test.images[2, 5, 7], images[2].reshape(3, 32, 32)[:, 5, 7])
+    np.testing.assert_array_equal(
+        dataset.test.images[2, 5, 7], images[2].reshape(3, 32, 32)[:, 5, 7]
+    )
     np.testing.assert_array_equal(
         dataset.train.labels, np.concatenate([labels for _, labels in content.values()])
     )
@@ -108,7 +110,13 @@ def test_truncated_and_corrupt_archives_are_named(tmp_path):
     write_cifar(tmp_path, "cifar10", "python", unpack=False)
     archive = tmp_path / "cifar-10-python.tar.gz"
     raw = archive.read_bytes()
-    for damaged in (raw[: len(raw) // 2], raw[:-20], b"", b"not an archive", raw[:2000] + raw[2100:]):
+    for damaged in (
+        raw[: len(raw) // 2],
+        raw[:-20],
+        b"",
+        b"not an archive",
+        raw[:2000] + raw[2100:],
+    ):
         archive.write_bytes(damaged)
         with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz.* is truncated or corrupt"):
             cifar.load("cifar10", tmp_path)
@@ -161,7 +169,7 @@ def test_tfds_errors(tmp_path, monkeypatch):
     info = tmp_path / "cifar100" / "3.0.2" / "dataset_info.json"
     info.parent.mkdir(parents=True)
     info.write_text('{"fileFormat": "tfrecord"}')
-    with pytest.raises(UserError, match="prepared as tfrecord.*tfds build cifar100"):
+    with pytest.raises(UserError, match=r"prepared as tfrecord.*tfds build cifar100"):
         tfds.load("cifar100", tmp_path)
     info.write_text("{")
     with pytest.raises(UserError, match="corrupt"):
@@ -188,7 +196,7 @@ def split_of(seed=0, n=10, size=6, channels=2):
 
 def test_normalised_by_the_training_images():
     images, split = split_of()
-    batch, labels, counts = batches.evaluation_batch(split, 0, 10)
+    batch, _, _ = batches.evaluation_batch(split, 0, 10)
     np.testing.assert_allclose(batch.mean(axis=(0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(batch.std(axis=(0, 1, 2)), 1, atol=1e-5)
     np.testing.assert_allclose(split.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)

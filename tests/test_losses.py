@@ -49,9 +49,7 @@ def test_kd_golden(logits, labels, match, case):
     check(loss, logits, case)
 
 
-@pytest.mark.parametrize(
-    "logits, labels, match, case", cases(r"dml_pairwise_T([\d.]+)_stopped")
-)
+@pytest.mark.parametrize("logits, labels, match, case", cases(r"dml_pairwise_T([\d.]+)_stopped"))
 def test_pairwise_kd_golden(logits, labels, match, case):
     def loss(z):
         pairs = losses.pairwise_kd(z, float(match[1]))

@@ -1,17 +1,13 @@
 """The compiled step: the same on every mesh, one pass per network, one compilation."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
 from conftest import assert_trees_equal, run_command, tiny_config, tiny_data
 
 from orc_jax import step as steps
-from orc_jax import train as _  # noqa: F401  (the module is imported below by its full name)
 from orc_jax.data import batches
-
-prepare = sys.modules["orc_jax.train"].prepare
+from orc_jax.run import prepare
 
 MESHES = [(1, 1), (8, 1), (1, 4), (2, 4)]
 GROUPS = {
@@ -110,7 +106,7 @@ def test_one_compilation_and_no_transfer():
 
 def test_the_transfer_guard_would_notice():
     setup, state, train_step, order = build(tiny_config())
-    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed"):
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match=r"[Dd]isallowed"):
         train_step(state, setup.train_split, np.asarray(order))
 
 

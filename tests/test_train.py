@@ -13,6 +13,7 @@ import orc_jax
 from orc_jax import metrics
 from orc_jax.checkpoint import Checkpoints
 from orc_jax.errors import UserError
+from orc_jax.run import prepare
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_it_learns(finished):
 
 
 def test_metrics_and_roles_files(finished):
-    config, workdir, result = finished
+    _, workdir, result = finished
     records = metrics.read(workdir)
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
     assert [record["step"] for record in records] == [5, 10, 15, 20]
@@ -64,10 +65,8 @@ def test_metrics_and_roles_files(finished):
 
 def test_evaluation_is_right_and_counts_each_image_once(finished):
     """Top-1 of a peer, recomputed with its network alone on the 21 test images."""
-    config, workdir, result = finished
-    from sys import modules
-
-    setup = modules["orc_jax.train"].prepare(config, tiny_data(train=80))
+    config, _, result = finished
+    setup = prepare(config, tiny_data(train=80))
     split = setup.test_split
     images = (np.asarray(split.images) / 255 - np.asarray(split.mean)) / np.asarray(split.std)
     probs = []

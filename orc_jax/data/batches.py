@@ -110,4 +110,3 @@ def evaluation_batch(split: OnDevice, index, batch_size: int):
     counts = at < len(split.labels)
     at = jnp.minimum(at, len(split.labels) - 1)
     return normalise(split, split.images[at]), split.labels[at], counts
-

@@ -1,0 +1,129 @@
+"""What a config builds, and the evaluation of it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from orc_jax import config as configs
+from orc_jax import data as datasets
+from orc_jax import display, methods, metrics, peers
+from orc_jax.checkpoint import Checkpoints, read_config
+from orc_jax.data import batches
+from orc_jax.errors import UserError
+from orc_jax.step import abstract_state, compile_steps, evaluation_zeros
+
+
+class Setup(NamedTuple):
+    """What a config builds, before any weights."""
+
+    config: Any
+    dataset: datasets.Dataset
+    method: Any
+    group: peers.Group
+    train_split: batches.OnDevice
+    test_split: batches.OnDevice
+    steps_per_epoch: int
+    num_params: list[int]
+
+    def on_mesh(self, tree):
+        """A copy of host arrays on every device."""
+        return jax.device_put(tree, NamedSharding(self.group.mesh, PartitionSpec()))
+
+    def state_args(self):
+        """The arguments that `init_state` and `abstract_state` share."""
+        shape, classes = self.dataset.image_shape, self.dataset.num_classes
+        return self.config, self.group, self.method, shape, classes
+
+
+def prepare(config, data: tuple | None = None) -> Setup:
+    """Checks a config, loads its data and builds its group.
+
+    Args:
+      config: the whole config.
+      data: (train images, train labels, test images, test labels) in place of the data
+        set that the config names; see `data.from_arrays`.
+
+    Raises:
+      UserError: something in it is wrong.
+    """
+    shape = configs.check(config, len(jax.devices()), own_data=data is not None)
+    dataset = datasets.from_arrays(data[:2], data[2:]) if data else datasets.load(config)
+    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"batch_size is {config.batch_size}, allowed: at most the "
+            f"{len(dataset.train.labels)} training images"
+        )
+    devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
+    mesh = jax.sharding.Mesh(devices, ("data", "peer"))
+    method = methods.get(config.method.name)
+    apart = method.apart(config.method, len(config.peers))
+    group = peers.build(config, dataset.num_classes, steps_per_epoch, mesh, apart)
+    num_params = [0] * group.size
+    for stack in group.stacks:
+        params = peers.abstract_variables(stack, dataset.image_shape)["params"]
+        for peer in stack.peers:
+            num_params[peer] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    setup = Setup(config, dataset, method, group, (), (), steps_per_epoch, num_params)
+    train_split, test_split = setup.on_mesh(batches.normalised(dataset))
+    return setup._replace(train_split=train_split, test_split=test_split)
+
+
+def evaluate(workdir: str | Path, which: str = "last", data: tuple | None = None) -> dict:
+    """Restores a checkpoint of a run and evaluates every peer and the ensemble.
+
+    Args:
+      workdir: of the run.
+      which: "last", "best" or the step of a checkpoint.
+      data: the arrays that the run was given, if it was given arrays (see `train`).
+
+    Returns:
+      top-1, top-5 and loss, the same numbers that training logged at that step.
+
+    Raises:
+      UserError: no such run or checkpoint.
+    """
+    config = read_config(workdir)
+    if config.data.name == "arrays" and data is None:
+        raise UserError(
+            f"{workdir} was trained on arrays from Python: evaluate it there too, with "
+            "orc_jax.evaluate(workdir, data=...)"
+        )
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.step(which)
+    if step is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    setup = prepare(config, data)
+    state = checkpoints.restore(step, abstract_state(*setup.state_args()))
+    checkpoints.close()
+    _, evaluation_step = compile_steps(config, setup.group, setup.method)
+    test = evaluate_split(setup, evaluation_step, state.stacks)
+    title = f"{workdir}, {which} checkpoint (step {step})"
+    show_table(setup, title, test, state.promotions.tolist(), step)
+    return test
+
+
+def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
+    """Test metrics of every peer and of the ensemble, each image counted once."""
+    split = setup.test_split
+    sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size)))
+    for index in range(-(-len(setup.dataset.test.labels) // setup.config.eval_batch_size)):
+        sums = evaluation_step(stacks, split, setup.on_mesh(np.int32(index)), sums)
+    return metrics.evaluation(jax.device_get(sums))
+
+
+def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step: int) -> None:
+    """Prints the table of peers.
+
+    Args:
+      setup, title: of the run.
+      test: `metrics.evaluation`.
+      promotions: [P] steps in which each peer was promoted, of `step` steps.
+      step: steps done.
+    """
+    roles = setup.method.describe(setup.config.method, setup.group.size)
+    shares = [count / max(step, 1) for count in promotions]
+    display.show_peers(title, setup.group.names, roles, setup.num_params, shares, test)
