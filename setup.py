@@ -27,6 +27,15 @@ setup(
         "cuda": ["jax[cuda]>=0.10"],
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources", "pillow"],
         "torch": ["torch"],
-        "test": ["hypothesis", "pytest", "ruff"],
+        "test": [
+            "array_record",
+            "hypothesis",
+            "importlib_resources",
+            "pillow",
+            "pytest",
+            "ruff",
+            "tensorflow-datasets>=4.9.8",
+            "torch==2.13.0",
+        ],
     },
 )
