@@ -2,12 +2,13 @@
 
 import csv
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 import torch
-from conftest import assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
+from conftest import ROOT, assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
 
 import orc_jax
 from orc_jax import metrics
@@ -245,3 +246,13 @@ def test_the_target_is_the_best_of_the_smallest_networks():
     test = {"top1": [90.0, 70.0, 72.0, 80.0]}
     assert metrics.target_top1(test, [900, 100, 100, 400]) == 72.0
     assert metrics.target_top1(test, [100, 100, 100, 100]) == 90.0
+
+
+def test_the_readmes_python_example_as_it_stands(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    train_x, train_y, test_x, test_y = tiny_data(train=64)
+    monkeypatch.chdir(tmp_path)
+    names = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
+    exec(code, names)
+    assert names["result"].finished and (tmp_path / "runs" / "mine" / "config.json").exists()
