@@ -33,6 +33,7 @@ setup(
             "importlib_resources",
             "pillow",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "tensorflow-datasets>=4.9.8",
             "torch==2.13.0",
