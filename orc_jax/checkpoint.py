@@ -22,9 +22,14 @@ SCORE = "target_top1"
 
 
 class Checkpoints:
-    """The checkpoints of one work directory."""
+    """The checkpoints of one work directory; a context manager.
 
-    def __init__(self, workdir: str | Path):
+    Reading alone (`read_only`) leaves the directory as it is.
+    """
+
+    def __init__(self, workdir: str | Path, read_only: bool = True):
+        self._workdir = workdir
+
         def score(metrics):
             return metrics[SCORE]
 
@@ -34,13 +39,22 @@ class Checkpoints:
             item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=score,
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
             ),
         )
 
-    def save(self, state: State, score: float | None) -> None:
-        """Begins to write the state; `score` is None where it was not evaluated."""
-        step = int(state.step)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, step: int, state: State, score: float | None) -> None:
+        """Begins to write the state of a step; `score` is None where it was not evaluated."""
         if step not in self._manager.all_steps():
             self._manager.save(
                 step,
@@ -69,7 +83,12 @@ class Checkpoints:
     def restore(self, step: int, like: State) -> State:
         """The state of a step, with the shapes and placement of `like`."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=args).state
+        try:
+            return self._manager.restore(step, args=args).state
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the checkpoint of step {step} in {self._workdir} cannot be restored: {error}"
+            ) from error
 
     def restore_arrays(self, step: int) -> dict:
         """The state of a step as nested dicts of numpy arrays, whatever its networks."""
@@ -82,10 +101,11 @@ class Checkpoints:
         """Returns when all that was saved is on disk."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Waits, then lets go of the directory."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a run has written a checkpoint there."""
+    directory = Path(workdir) / "checkpoints"
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -95,7 +115,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise UserError(f"{workdir} is not a work directory: it has no config.json")
     try:
         return configs.from_json(path.read_text())
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a config: {error}") from error
 
 
@@ -142,12 +162,10 @@ def _from_run(workdir, chosen, network, template):
         raise UserError(f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(same)}")
     peer = int(chosen or same[0])
 
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.step("best")
-    if step is None:
+    if not has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet")
-    stacks = checkpoints.restore_arrays(step)["stacks"]
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        stacks = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
     apart = methods.get(config.method.name).apart(config.method, len(names))
     layout = peers.layout(config, apart)
     (stack, position), *_ = [

@@ -77,7 +77,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
             f"config.peers is {config.peers!r}, allowed: a tuple of networks, each made by "
             "orc_jax.config.peer"
         )
-    method = methods.get(config.method.name)
+    method = methods.get(config.method.get("name", ""))
     template = default(config.method.name)
     template.peers = tuple(peer("") for _ in config.peers)
     _check_keys(config, template, "config")
@@ -99,6 +99,8 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     ):
         _at_least(config[key], least, key)
     _at_least(config.data.pad, 0, "data.pad")
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
     return _mesh_shape(config, num_devices)
 
 
@@ -121,6 +123,9 @@ def _check_optimizer(settings, where):
     _one_of(settings.schedule, optimizers.SCHEDULES, f"{where}.schedule")
     for key in ("learning_rate", "momentum", "weight_decay", "decay", "warmup_epochs"):
         _at_least(settings[key], 0, f"{where}.{key}")
+    for epoch in settings.decay_epochs:
+        if not isinstance(epoch, (int, float)) or epoch < 0:
+            raise UserError(f"{where}.decay_epochs has {epoch!r}, allowed: numbers from 0")
 
 
 def _one_of(value, allowed: Sequence[str], where):
@@ -143,12 +148,11 @@ def _mesh_shape(config, num_devices) -> tuple[int, int]:
             f"mesh.data={config.mesh.data}, mesh.peer={peer} needs {max(1, data) * peer} "
             f"devices, here are {num_devices} ({jax.default_backend()})"
         )
-    for key in ("batch_size", "eval_batch_size"):
-        if config[key] % (data * peer):
-            raise UserError(
-                f"{key} is {config[key]}, allowed: multiples of {data * peer}, "
-                f"the devices of the mesh ({data} for data × {peer} for peers)"
-            )
+    if config.batch_size % (data * peer):
+        raise UserError(
+            f"batch_size is {config.batch_size}, allowed: multiples of {data * peer}, "
+            f"the devices of the mesh ({data} for data × {peer} for peers)"
+        )
     return data, peer
 
 

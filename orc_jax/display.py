@@ -128,7 +128,7 @@ def show_peers(title, names, roles, num_params, promoted, test) -> None:
     Args:
       title: above it.
       names, roles, num_params: of each peer.
-      promoted: [P] share of the steps in which it was promoted.
+      promoted: [P] share of the steps in which it was promoted; None if it never can be.
       test: `metrics.evaluation`.
     """
     table = Table(title=title, title_justify="left")
@@ -138,15 +138,16 @@ def show_peers(title, names, roles, num_params, promoted, test) -> None:
     table.add_column("promoted", justify="right", no_wrap=True)
     for i, name in enumerate(names):
         scores = _scores(test["top1"][i], test["top5"][i], test["loss"][i])
-        promotions = "" if roles[i] == "pivot teacher" else f"{100 * promoted[i]:.1f} %"
+        promotions = "" if promoted[i] is None else f"{100 * promoted[i]:.1f} %"
         table.add_row(str(i), name, roles[i], f"{num_params[i]:,}", *scores, promotions)
     table.add_section()
     ensemble = test["ensemble"]
     scores = _scores(ensemble["top1"], ensemble["top5"], ensemble["loss"])
     table.add_row("", "ensemble", "", "", *scores, "")
     console = Console()
-    # A pipe has no width; the table must not be cut to 80 columns there.
-    Console(width=None if console.is_terminal else 120).print(table)
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width, and the table must not be cut there
+    console.print(table)
 
 
 def _scores(top1, top5, loss):

@@ -12,7 +12,8 @@ def main() -> None:
     checkpoint = flags.DEFINE_string(
         "checkpoint", "last", "last, best, or the step of a checkpoint."
     )
-    commands.run(lambda: evaluate(workdir.value, checkpoint.value))
+    data_dir = flags.DEFINE_string("data_dir", "", "Where the data is, if it was moved.")
+    commands.run(lambda: evaluate(workdir.value, checkpoint.value, data_dir=data_dir.value))
 
 
 if __name__ == "__main__":

@@ -49,10 +49,12 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if path.suffix in (".pth", ".pt"):
-        return _load_torch(path)
-    raise UserError(f"{path}: weights come from .safetensors, .pth or .pt files")
+        tensors = _load_safetensors(path)
+    elif path.suffix in (".pth", ".pt"):
+        tensors = _load_torch(path)
+    else:
+        raise UserError(f"{path}: weights come from .safetensors, .pth or .pt files")
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def _load_safetensors(path):
@@ -76,13 +78,17 @@ def _load_torch(path):
         # torch raises a dozen kinds here; all of them mean the same to the user.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
-    while isinstance(tensors, dict) and (inner := {"model", "state_dict"} & tensors.keys()):
-        tensors = tensors[inner.pop()]
+    for wrapper in ("state_dict", "model"):
+        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
+            tensors = tensors[wrapper]
     if not isinstance(tensors, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()
     ):
         raise UserError(f"{path} is not a state dict: it holds more than named tensors")
-    return {name.removeprefix("module."): t.numpy() for name, t in tensors.items()}
+    return {
+        name: (t.float() if t.is_floating_point() else t).detach().numpy()
+        for name, t in tensors.items()
+    }
 
 
 def torch_name(network: str, path: tuple[str, ...]) -> str:

@@ -77,7 +77,10 @@ def target_top1(test: dict, num_params: list[int]) -> float:
 
 
 class Writers:
-    """The files of a work directory that grow by an epoch: metrics, roles, TensorBoard."""
+    """The files of a work directory that grow by an epoch: metrics, roles, TensorBoard.
+
+    A context manager.
+    """
 
     def __init__(self, workdir: Path, names: list[str], step: int):
         """Opens them; lines of epochs after `step`, from before an interruption, go."""
@@ -88,7 +91,7 @@ class Writers:
         _keep(self._roles, lambda line: line.startswith("epoch") or int(line.split(",")[1]) <= step)
         if not self._roles.exists():
             self._roles.write_text(",".join(ROLE_COLUMNS) + "\n")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict) -> None:
         """Appends an epoch's record to every file."""
@@ -117,7 +120,10 @@ class Writers:
                     )
                 )
 
-    def close(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._board.close()
 
 

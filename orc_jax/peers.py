@@ -5,10 +5,10 @@ leading peer axis and `jax.vmap` maps the network over it. A group is several st
 logits are put together in peer order.
 
 The mesh has two axes. A stack that divides over `peer` is split over it: each device then
-trains its own networks on the images of its `data` row, and only logits are exchanged. A
-stack that does not divide (a single pivot, say) is copied to every device instead, and the
-images are split over `peer` as well. In both cases the functions below that say "whole"
-take and return arrays of the whole group and batch, equal on all devices.
+trains its own networks on the images of its `data` row, and along `peer` only logits are
+exchanged. A stack that does not divide (a single pivot, say) is copied to every device
+instead, and the images are split over `peer` as well. In both cases what the functions
+below call "whole" is an array of the whole group and batch, equal on all devices.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,11 @@ from ml_collections import ConfigDict
 
 from orc_jax import models, optimizers
 from orc_jax.models.network import Network
+
+
+def batch_axes(split: bool) -> tuple[str, ...]:
+    """The mesh axes that split the batch of a stack, which `peer` splits or does not."""
+    return ("data",) if split else ("data", "peer")
 
 
 class Stack(NamedTuple):
@@ -49,7 +54,7 @@ class Stack(NamedTuple):
     @property
     def batch_axes(self) -> tuple[str, ...]:
         """The mesh axes that split the batch."""
-        return ("data",) if self.split else ("data", "peer")
+        return batch_axes(self.split)
 
     @property
     def spec(self) -> PartitionSpec:
@@ -109,12 +114,11 @@ def build(config, num_classes: int, steps_per_epoch: int, mesh: Mesh, apart: np.
     stacks = []
     for name, settings, members in layout(config, apart):
         split = mesh.shape["peer"] > 1 and len(members) % mesh.shape["peer"] == 0
-        axes = ("data",) if split else ("data", "peer")
         stacks.append(
             Stack(
                 name=name,
                 peers=tuple(members),
-                module=models.create(name, num_classes, axes),
+                module=models.create(name, num_classes, batch_axes(split)),
                 optimizer=optimizers.optimizer(settings),
                 learning_rate=optimizers.schedule(settings, config.epochs, steps_per_epoch),
                 split=split,

@@ -10,10 +10,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orc_jax import config as configs
 from orc_jax import data as datasets
 from orc_jax import display, methods, metrics, peers
-from orc_jax.checkpoint import Checkpoints, read_config
+from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.data import batches
 from orc_jax.errors import UserError
-from orc_jax.step import abstract_state, compile_steps, evaluation_zeros
+from orc_jax.step import (
+    abstract_state,
+    compile_steps,
+    evaluation_batch_size,
+    evaluation_zeros,
+)
 
 
 class Setup(NamedTuple):
@@ -50,7 +55,12 @@ def prepare(config, data: tuple | None = None) -> Setup:
       UserError: something in it is wrong.
     """
     shape = configs.check(config, len(jax.devices()), own_data=data is not None)
-    dataset = datasets.from_arrays(data[:2], data[2:]) if data else datasets.load(config)
+    dataset = datasets.load(config) if data is None else datasets.from_arrays(data[:2], data[2:])
+    if config.data.pad >= min(dataset.image_shape[:2]):
+        raise UserError(
+            f"data.pad is {config.data.pad}, allowed: less than the images' size, "
+            f"{dataset.image_shape[0]}×{dataset.image_shape[1]}"
+        )
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     if not steps_per_epoch:
         raise UserError(
@@ -67,18 +77,24 @@ def prepare(config, data: tuple | None = None) -> Setup:
         params = peers.abstract_variables(stack, dataset.image_shape)["params"]
         for peer in stack.peers:
             num_params[peer] = sum(leaf.size for leaf in jax.tree.leaves(params))
-    setup = Setup(config, dataset, method, group, (), (), steps_per_epoch, num_params)
-    train_split, test_split = setup.on_mesh(batches.normalised(dataset))
-    return setup._replace(train_split=train_split, test_split=test_split)
+    train_split, test_split = jax.device_put(
+        batches.normalised(dataset), NamedSharding(mesh, PartitionSpec())
+    )
+    return Setup(
+        config, dataset, method, group, train_split, test_split, steps_per_epoch, num_params
+    )
 
 
-def evaluate(workdir: str | Path, which: str = "last", data: tuple | None = None) -> dict:
+def evaluate(
+    workdir: str | Path, which: str = "last", data: tuple | None = None, data_dir: str = ""
+) -> dict:
     """Restores a checkpoint of a run and evaluates every peer and the ensemble.
 
     Args:
       workdir: of the run.
       which: "last", "best" or the step of a checkpoint.
       data: the arrays that the run was given, if it was given arrays (see `train`).
+      data_dir: where the data set is, if not where it was in training.
 
     Returns:
       top-1, top-5 and loss, the same numbers that training logged at that step.
@@ -92,13 +108,16 @@ def evaluate(workdir: str | Path, which: str = "last", data: tuple | None = None
             f"{workdir} was trained on arrays from Python: evaluate it there too, with "
             "orc_jax.evaluate(workdir, data=...)"
         )
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.step(which)
-    if step is None:
+    if not has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet")
-    setup = prepare(config, data)
-    state = checkpoints.restore(step, abstract_state(*setup.state_args()))
-    checkpoints.close()
+    if config.mesh.data * config.mesh.peer > len(jax.devices()):
+        config.mesh.data = config.mesh.peer = 1  # trained on a larger machine
+    if data_dir:
+        config.data.dir = data_dir
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.step(which)
+        setup = prepare(config, data)
+        state = checkpoints.restore(step, abstract_state(*setup.state_args()))
     _, evaluation_step = compile_steps(config, setup.group, setup.method)
     test = evaluate_split(setup, evaluation_step, state.stacks)
     title = f"{workdir}, {which} checkpoint (step {step})"
@@ -108,9 +127,9 @@ def evaluate(workdir: str | Path, which: str = "last", data: tuple | None = None
 
 def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
     """Test metrics of every peer and of the ensemble, each image counted once."""
-    split = setup.test_split
+    split, size = setup.test_split, evaluation_batch_size(setup.config, setup.group)
     sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size)))
-    for index in range(-(-len(setup.dataset.test.labels) // setup.config.eval_batch_size)):
+    for index in range(-(-len(setup.dataset.test.labels) // size)):
         sums = evaluation_step(stacks, split, setup.on_mesh(np.int32(index)), sums)
     return metrics.evaluation(jax.device_get(sums))
 
@@ -125,5 +144,6 @@ def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step
       step: steps done.
     """
     roles = setup.method.describe(setup.config.method, setup.group.size)
-    shares = [count / max(step, 1) for count in promotions]
+    apart = setup.method.apart(setup.config.method, setup.group.size)
+    shares = [None if apart[i] else count / max(step, 1) for i, count in enumerate(promotions)]
     display.show_peers(title, setup.group.names, roles, setup.num_params, shares, test)

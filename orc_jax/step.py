@@ -2,8 +2,8 @@
 
 `train_step` is one SPMD program, `jax.jit(jax.shard_map(step, mesh))`, over a mesh with
 axes `data` (splits the batch) and `peer` (splits the stacks of networks). It gives the
-same result, to rounding, on every mesh shape. What crosses devices is logits, and for
-networks whose batch is split the gradients and batch-norm statistics.
+same result, to rounding, on every mesh shape. What crosses devices is logits; and, over the
+mesh axes that split a network's batch, its gradients and batch-norm statistics.
 
 Each network runs forward once per batch on the same weights: ranking, mining and losses
 all read the logits of that one pass, and its pullback turns their gradient into the
@@ -63,12 +63,19 @@ def make_train_step(config, group: peers.Group, method):
         key = jax.random.fold_in(streams(state.seed)[2], state.step)
         augmentation_key, method_key = jax.random.split(key)
 
-        # This device's images of the batch; the labels of the whole batch.
+        # The batch: labels of the whole, images of this device's part.
         at = state.step % len(order)
-        moves = batches.draw_augmentation(augmentation_key, config, order.shape[1])
-        mine = jax.tree.map(lambda x: peers.share(x, "data"), (order[at], moves))
-        images = batches.take(data, *mine, config.data.pad_mode)
-        labels = data.labels[order[at]]
+        positions = order[at]
+        labels = data.labels[positions]
+        moves = batches.draw_augmentation(augmentation_key, config, len(positions))
+
+        def images_at(slots):
+            """The augmented images in these slots of the batch; every device has them all."""
+            own = jax.tree.map(lambda x: x[slots], (positions, moves))
+            return batches.take(data, *own, config.data.pad_mode)
+
+        slots = peers.share(jnp.arange(len(positions)), "data")
+        images = images_at(slots)
 
         # One forward pass of every network. From here on every device knows the logits
         # [P, B, C] of the whole group and batch.
@@ -87,7 +94,7 @@ def make_train_step(config, group: peers.Group, method):
         )
 
         # Roles, teachers that learn first, and the loss: the method's own part.
-        teach = partial(_teach, group, images, state.step)
+        teach = partial(_teach, group, images_at, images, state.step)
         stacks, logits, roles, d_logits, metrics = _study(
             config, method, state.stacks, logits, labels, method_key, teach
         )
@@ -98,7 +105,7 @@ def make_train_step(config, group: peers.Group, method):
             for stack, stack_state, p in zip(group.stacks, stacks, passes, strict=True)
         )
 
-        finite = jnp.isfinite(logits).all(axis=(1, 2))
+        finite = jnp.isfinite(losses.cross_entropy(logits, labels)).all(axis=1)
         return State(
             step=state.step + 1,
             seed=state.seed,
@@ -141,7 +148,7 @@ def _learn(stack, stack_state, forward_pass, d_logits, step, learns):
     return peers.update(stack, stack_state, grads, stats, step, learns)
 
 
-def _teach(group, images, step, stacks, logits, teachers, among, at_most, mix, loss):
+def _teach(group, images_at, images, step, stacks, logits, teachers, among, at_most, mix, loss):
     """Gives the teachers an optimizer step on mixed images, before they teach.
 
     Which peers teach is known only at run time, so each stack runs as many networks as
@@ -162,8 +169,11 @@ def _teach(group, images, step, stacks, logits, teachers, among, at_most, mix, l
       new weights on the batch itself, and the teachers' losses [P].
     """
     lam, partner = mix
-    everyone = lax.all_gather(images, "data", tiled=True)
-    mixed = lam * images + (1 - lam) * everyone[peers.share(partner, "data")]
+    mixed = lam * images + (1 - lam) * images_at(peers.share(partner, "data"))
+
+    def total(logits):
+        slot_losses = loss(logits)
+        return slot_losses.sum(), slot_losses
 
     new_stacks, taught_logits, taught_losses = [], [], []
     for stack, stack_state in zip(group.stacks, stacks, strict=True):
@@ -177,9 +187,8 @@ def _teach(group, images, step, stacks, logits, teachers, among, at_most, mix, l
         pupils = peers.select(stack_state, slots)
 
         mixed_logits, pullback, stats = peers.forward(stack, pupils, peers.images_of(stack, mixed))
-        d_logits, slot_losses = jax.grad(lambda z: (loss(z).sum(), loss(z)), has_aux=True)(
-            peers.over_batch(stack, mixed_logits)
-        )
+        batch_logits = peers.over_batch(stack, mixed_logits)
+        d_logits, slot_losses = jax.grad(total, has_aux=True)(batch_logits)
         grads = peers.gradients(stack, pullback, d_logits)
         pupils = peers.update(stack, pupils, grads, stats, step, active[slots])
 
@@ -194,6 +203,29 @@ def _teach(group, images, step, stacks, logits, teachers, among, at_most, mix, l
     logits = jnp.where(teachers[:, None, None], lax.stop_gradient(taught), logits)
     teacher_losses = jnp.where(teachers, peers.over_peers(group, taught_losses), 0.0)
     return tuple(new_stacks), logits, teacher_losses
+
+
+@partial(jax.jit, static_argnums=0)
+def failures(members: tuple[tuple[int, ...], ...], state: State) -> jax.Array:
+    """`state.failed_at`, with the peers added whose weights or statistics are not finite.
+
+    Args:
+      members: the peers of every stack.
+      state: between two steps.
+    """
+    broken = {}
+    for stack, stack_state in zip(members, state.stacks, strict=True):
+        leaves = jax.tree.leaves((stack_state.params, stack_state.stats))
+        finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
+        broken |= zip(stack, ~jnp.stack(finite).all(axis=0), strict=True)
+    broken = jnp.stack([broken[peer] for peer in range(len(broken))])
+    return jnp.where((state.failed_at < 0) & broken, state.step, state.failed_at)
+
+
+def evaluation_batch_size(config, group: peers.Group) -> int:
+    """Images of an evaluation step: the config's number, rounded up to fill all devices."""
+    devices = group.mesh.size
+    return -(-config.eval_batch_size // devices) * devices
 
 
 def make_evaluation_step(group: peers.Group, batch_size: int):
@@ -313,7 +345,7 @@ def compile_steps(config, group: peers.Group, method):
         return jax.jit(mapped, **kwargs)
 
     train = make_train_step(config, group, method)
-    evaluation = make_evaluation_step(group, config.eval_batch_size)
+    evaluation = make_evaluation_step(group, evaluation_batch_size(config, group))
     return (
         spmd(train, (state, everywhere, everywhere), state, donate_argnums=0),
         spmd(evaluation, (stacks, everywhere, everywhere, everywhere), everywhere),

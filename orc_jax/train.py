@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from orc_jax import display, metrics
-from orc_jax.checkpoint import Checkpoints, pretrained
+from orc_jax.checkpoint import Checkpoints, has_checkpoint, pretrained
 from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.run import evaluate_split, prepare, show_table
-from orc_jax.step import State, abstract_state, compile_steps, init_state, streams
-from orc_jax.workdir import Lock, claim
+from orc_jax.step import State, abstract_state, compile_steps, failures, init_state, streams
+from orc_jax.workdir import Lock, check, claim
 
 
 class Result(NamedTuple):
@@ -55,43 +55,40 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
     setup = prepare(config, data)
-    weights = pretrained(setup.group, config, setup.dataset.image_shape)
+    check(workdir, config, setup.dataset)
+    weights = {}
+    if not has_checkpoint(workdir):
+        weights = pretrained(setup.group, config, setup.dataset.image_shape)
     with Lock(workdir), Interruption() as interruption:
-        claim(workdir, config)
-        checkpoints = Checkpoints(workdir)
-        try:
+        claim(workdir, config, setup.dataset)
+        with Checkpoints(workdir, read_only=False) as checkpoints:
             return _train(setup, workdir, weights, checkpoints, interruption)
-        finally:
-            checkpoints.close()
 
 
 def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
-    config, per_epoch = setup.config, setup.steps_per_epoch
-    train_step, evaluation_step = compile_steps(config, setup.group, setup.method)
-    epoch_order = jax.jit(
-        batches.epoch_order,
-        static_argnums=(2, 3),
-        out_shardings=NamedSharding(setup.group.mesh, PartitionSpec()),
-    )
+    config, group, per_epoch = setup.config, setup.group, setup.steps_per_epoch
+    num_images = len(setup.dataset.train.labels)
+    train_step, evaluation_step = compile_steps(config, group, setup.method)
+    everywhere = NamedSharding(group.mesh, PartitionSpec())
+    epoch_order = jax.jit(batches.epoch_order, static_argnums=(2, 3), out_shardings=everywhere)
     order_key = streams(config.seed)[1]
 
-    last = checkpoints.step("last")
-    if last is None:
-        state = init_state(*setup.state_args(), weights)
-        step = 0
+    step = checkpoints.step("last") or 0
+    if step:
+        state = checkpoints.restore(step, abstract_state(*setup.state_args()))
     else:
-        state = checkpoints.restore(last, abstract_state(*setup.state_args()))
-        step = last
+        state = init_state(*setup.state_args(), weights)
     records = [record for record in metrics.read(workdir) if record["step"] <= step]
     record = records[-1] if records else {}
-    writers = metrics.Writers(workdir, setup.group.names, step)
-    shown = display.Display(setup.group.names, config.epochs, per_epoch, config.batch_size)
-    with shown:
+    best = max((_score(setup, record) for record in records if "test" in record), default=-1.0)
+
+    shown = display.Display(group.names, config.epochs, per_epoch, config.batch_size)
+    with metrics.Writers(workdir, group.names, step) as writers, shown:
         _introduce(setup, workdir, step, shown)
         shown.begin(step)
         for epoch in range(step // per_epoch, config.epochs):
             order = epoch_order(
-                order_key, epoch, len(setup.dataset.train.labels), config.batch_size
+                order_key, setup.on_mesh(np.int32(epoch)), num_images, config.batch_size
             )
             began, first = time.monotonic(), step
             while step < (epoch + 1) * per_epoch and not interruption.requested:
@@ -103,7 +100,7 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
                     shown.update(step, _training(state))
             _check_finite(setup, state, checkpoints)
             if step < (epoch + 1) * per_epoch:
-                checkpoints.save(state, None)
+                checkpoints.save(step, state, None)
                 checkpoints.wait()
                 shown.say(
                     f"stopped by {interruption.requested} at step {step}: checkpoint saved, "
@@ -123,16 +120,23 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
             score = None
             if (epoch + 1) % config.eval_every == 0 or is_last:
                 record["test"] = evaluate_split(setup, evaluation_step, state.stacks)
-                score = metrics.target_top1(record["test"], setup.num_params)
+                score = _score(setup, record)
             writers.write(record)
             shown.epoch(record)
-            if (epoch + 1) % config.checkpoint_every == 0 or is_last:
-                checkpoints.save(state, score)
-    writers.close()
+            is_best = score is not None and score > best
+            if (epoch + 1) % config.checkpoint_every == 0 or is_last or is_best:
+                checkpoints.save(step, state, score)
+            best = score if is_best else best
     checkpoints.wait()
+    if "test" not in record:  # a finished run whose metrics were deleted
+        record["test"] = evaluate_split(setup, evaluation_step, state.stacks)
     title = f"{config.method.name} after {config.epochs} epochs"
-    show_table(setup, title, record["test"], record["train"]["promotions_total"], step)
+    show_table(setup, title, record["test"], state.promotions.tolist(), step)
     return Result(state, record, finished=True)
+
+
+def _score(setup, record) -> float:
+    return metrics.target_top1(record["test"], setup.num_params)
 
 
 def _training(state: State) -> dict:
@@ -153,8 +157,9 @@ def _introduce(setup, workdir, step, shown):
 
 
 def _check_finite(setup, state, checkpoints):
-    """Stops a run whose outputs are no longer finite; nothing after that is saved."""
-    failed_at = jax.device_get(state.failed_at)
+    """Stops a run whose outputs or weights are not finite; nothing after that is saved."""
+    members = tuple(stack.peers for stack in setup.group.stacks)
+    failed_at = jax.device_get(failures(members, state))
     if (failed_at < 0).all():
         return
     step = failed_at[failed_at >= 0].min()

@@ -1,35 +1,65 @@
-"""A work directory belongs to one config, and to one process at a time."""
+"""A work directory belongs to one config and data set, and to one process at a time."""
 
-import fcntl
+import json
+import zlib
 from pathlib import Path
 
 from orc_jax import config as configs
 from orc_jax.checkpoint import read_config
+from orc_jax.data import Dataset
 from orc_jax.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there nothing keeps a second process out.
+    fcntl = None
 
-def claim(workdir: Path, config) -> None:
-    """Makes a work directory this config's, or checks that it is."""
-    if (workdir / "config.json").exists():
-        found = configs.differences(read_config(workdir), config)
-        if found:
+
+def check(workdir: Path, config, dataset: Dataset) -> None:
+    """Raises `UserError` if the directory belongs to something else; touches nothing."""
+    if not workdir.exists():
+        return
+    if not workdir.is_dir():
+        raise UserError(f"{workdir} is a file, not a work directory")
+    if not (workdir / "config.json").exists():
+        # A kill may have left these before there was a config.
+        ours = {".lock", "config.json.new", "data.json"}
+        if others := [path.name for path in workdir.iterdir() if path.name not in ours]:
             raise UserError(
-                f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
-                "choose another --workdir, or give the same settings to go on with it"
+                f"{workdir} is not empty and not a work directory: {others[0]} is in it"
             )
         return
-    others = [path.name for path in workdir.iterdir() if path.name != Lock.NAME]
-    if others:
-        raise UserError(f"{workdir} is not empty and not a work directory: {others[0]} is in it")
-    temporary = workdir / "config.json.new"
-    temporary.write_text(configs.to_json(config))
-    temporary.replace(workdir / "config.json")
+    if found := configs.differences(read_config(workdir), config):
+        raise UserError(
+            f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
+            "choose another --workdir, or give the same settings to go on with it"
+        )
+    if json.loads((workdir / "data.json").read_text()) != fingerprint(dataset):
+        raise UserError(
+            f"{workdir} belongs to a run on other images or labels: choose another --workdir"
+        )
+
+
+def claim(workdir: Path, config, dataset: Dataset) -> None:
+    """Makes an unclaimed work directory this config's; the config is written last."""
+    if not (workdir / "config.json").exists():
+        (workdir / "data.json").write_text(json.dumps(fingerprint(dataset)))
+        temporary = workdir / "config.json.new"
+        temporary.write_text(configs.to_json(config))
+        temporary.replace(workdir / "config.json")
+
+
+def fingerprint(dataset: Dataset) -> dict:
+    """Shape and CRC-32 of every array of a data set."""
+    return {
+        f"{split}_{name}": [list(array.shape), zlib.crc32(array.tobytes())]
+        for split in ("train", "test")
+        for name, array in getattr(dataset, split)._asdict().items()
+    }
 
 
 class Lock:
     """Keeps a second process out of a work directory, until this one ends."""
-
-    NAME = ".lock"
 
     def __init__(self, workdir: Path):
         self._workdir = workdir
@@ -37,13 +67,16 @@ class Lock:
     def __enter__(self):
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = (self._workdir / self.NAME).open("w")
+            self._file = (self._workdir / ".lock").open("w")
         except OSError as error:
             raise UserError(f"cannot write to {self._workdir}: {error.strerror}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            if fcntl:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise UserError(f"another process is training in {self._workdir}") from error
+        except OSError:
+            pass  # a file system without locks
 
     def __exit__(self, *_):
         self._file.close()

@@ -13,13 +13,13 @@ from conftest import ROOT, assert_trees_equal, run_command
 from orc_jax import metrics
 from orc_jax.checkpoint import Checkpoints
 
+STEPS_PER_EPOCH = 1437 // 32  # of the runs that are stopped
 TRAIN = ("-m", "orc_jax.main", "--config=configs/digits.py")
 
 
 def final_state(workdir):
-    checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore_arrays(checkpoints.step("last"))
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore_arrays(checkpoints.step("last"))
     return state
 
 
@@ -62,13 +62,16 @@ def start(workdir, *args):
 
 
 def stop_in_epoch_three(workdir, args, number):
-    """Starts a run, sends it a signal within its third epoch; returns (exit status, output)."""
+    """Starts a run, sends it a signal within its third epoch; returns (exit status, output).
+
+    The second epoch's checkpoint is there as soon as it is whole: Orbax renames it then.
+    """
     process = start(workdir, *args)
     deadline = time.monotonic() + 200
-    while len(metrics.read(workdir)) < 2:
+    while not (workdir / "checkpoints" / str(2 * STEPS_PER_EPOCH)).exists():
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.01)
-    time.sleep(0.4)
+    time.sleep(0.2)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     return process.returncode, output
@@ -88,17 +91,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, number)
     args, full = uninterrupted
     workdir = tmp_path / "stopped"
     status, output = stop_in_epoch_three(workdir, args, number)
-    steps_per_epoch = 1437 // 32
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.step("last")
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.step("last")
     if number == signal.SIGKILL:
         assert status == -signal.SIGKILL
-        assert step in (steps_per_epoch, 2 * steps_per_epoch)
+        assert step == 2 * STEPS_PER_EPOCH
     else:
         assert status == 0 and "Traceback" not in output
         assert f"stopped by {number.name} at step {step}" in output
-        assert 2 * steps_per_epoch < step < 3 * steps_per_epoch
+        assert 2 * STEPS_PER_EPOCH < step < 3 * STEPS_PER_EPOCH
     assert len(metrics.read(workdir)) == 2
 
     resumed = run_command(*TRAIN, f"--workdir={workdir}", *args)

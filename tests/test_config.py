@@ -16,7 +16,8 @@ PRESETS = [
 @pytest.mark.parametrize("name, preset", PRESETS)
 def test_every_preset_is_valid(name, preset):
     config = importlib.import_module(f"configs.{name}").get_config(preset)
-    assert configs.check(config, 1) == (1, 1)
+    for devices in (1, 2, 4, 8, 16):
+        assert configs.check(config, devices) == (devices, 1)
     assert (config.method.pivot is None) == (preset == "orc_peers")
 
 
@@ -45,7 +46,9 @@ def test_unknown_preset():
     [
         ("epochs", 0, "epochs is 0, allowed: 1 or more"),
         ("batch_size", 15, "batch_size is 15, allowed: multiples of 2"),
-        ("eval_batch_size", 15, "eval_batch_size is 15, allowed: multiples of 2"),
+        ("seed", 2**31, "seed is 2147483648, allowed: 0 to 2147483647"),
+        ("optimizer.decay_epochs", (3, -1), "decay_epochs has -1"),
+        ("peers", (configs.peer("tiny"),), "a teacher and a student, config.peers has 1"),
         ("data.name", "cifar", "unknown value of data.name 'cifar': did you mean 'cifar10'"),
         ("data.pad_mode", "mirror", "allowed: zero, reflect"),
         ("data.pad", -1, "data.pad is -1"),

@@ -202,6 +202,13 @@ def test_normalised_by_the_training_images():
     np.testing.assert_allclose(split.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
 
 
+def test_a_constant_channel_does_no_harm():
+    for level in range(0, 256, 5):
+        images = np.full((4, 6, 6, 1), level, np.uint8)
+        split, _ = batches.normalised(data.from_arrays(*[(images, np.arange(4))] * 2))
+        np.testing.assert_allclose(batches.normalise(split, images), 0, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 def test_crop_and_flip_are_those_of_a_padded_image(mode):
     images, split = split_of()

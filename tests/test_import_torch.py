@@ -26,6 +26,11 @@ def test_every_kind_of_file_gives_the_same_tensors(tmp_path):
     torch.save(as_torch, tmp_path / "a.pth")
     torch.save({"epoch": 3, "model": wrapped}, tmp_path / "b.pt")
     torch.save({"state_dict": wrapped, "best": 1.0}, tmp_path / "c.pth")
+    parameters = {name: torch.nn.Parameter(value) for name, value in as_torch.items()}
+    torch.save({"state_dict": parameters, "model": "resnet8"}, tmp_path / "d.pth")
+    save_file(
+        {"module." + name: value for name, value in tensors.items()}, tmp_path / "e.safetensors"
+    )
     for file in sorted(tmp_path.iterdir()):
         loaded = import_torch.load(file)
         assert loaded.keys() == tensors.keys()

@@ -77,6 +77,25 @@ def test_batch_norm_keeps_nine_tenths_of_the_old_statistics():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * before.var((0, 1, 2)), rtol=1e-4)
 
 
+def test_gradients_of_one_network_and_of_a_stack_are_equal():
+    network = models.create("resnet8", 10)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    stack = jax.vmap(lambda key: network.init(key, images, train=False))(keys)
+
+    def loss(variables):
+        return (network.apply(variables, images, train=False) ** 2).sum()
+
+    together = jax.grad(lambda v: jax.vmap(loss)(v).sum())(stack)
+    one_by_one = [jax.grad(loss)(jax.tree.map(lambda x, i=i: x[i], stack)) for i in range(2)]
+    inside = jax.vmap(jax.grad(loss))(stack)
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *one_by_one)
+    for got in (together, inside):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected
+        )
+
+
 def test_unknown_network():
     with pytest.raises(UserError, match="unknown network 'resnet21': did you mean 'resnet20'"):
         models.create("resnet21", 10)

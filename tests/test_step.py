@@ -1,13 +1,17 @@
 """The compiled step: the same on every mesh, one pass per network, one compilation."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_trees_equal, run_command, tiny_config, tiny_data
 
+from orc_jax import peers
 from orc_jax import step as steps
 from orc_jax.data import batches
-from orc_jax.run import prepare
+from orc_jax.run import evaluate_split, prepare
 
 MESHES = [(1, 1), (8, 1), (1, 4), (2, 4)]
 GROUPS = {
@@ -55,6 +59,9 @@ def trajectories():
             setup, state = run(config, 3)
             for i, row in enumerate(in_peer_order(setup, state)):
                 results[f"{name}/{data}x{peer}/params{i}"] = row
+            _, evaluation_step = steps.compile_steps(config, setup.group, setup.method)
+            test = evaluate_split(setup, evaluation_step, state.stacks)
+            results[f"{name}/{data}x{peer}/test_loss"] = np.array(test["loss"])
             for metric, value in state.sums.items():
                 results[f"{name}/{data}x{peer}/{metric}"] = np.asarray(value)
     return results
@@ -82,7 +89,9 @@ numpy.savez({str(file)!r}, **test_step.trajectories())
 def test_same_trajectory_on_every_mesh(on_meshes, group, mesh):
     one, here = f"{group}/1x1/", f"{group}/{mesh[0]}x{mesh[1]}/"
     names = [name.removeprefix(one) for name in on_meshes.files if name.startswith(one)]
-    assert "params3" in names and "promoted" in names and "term/group" in names
+    assert (
+        {"params3", "test_loss"} <= set(names) and "promoted" in names and "term/group_kd" in names
+    )
     for name in names:
         np.testing.assert_allclose(
             on_meshes[here + name], on_meshes[one + name], rtol=1e-3, atol=1e-4, err_msg=name
@@ -118,35 +127,32 @@ def test_the_state_is_donated():
 
 
 def convolutions(networks, **method):
-    """Number of convolutions in the step's program, from its jaxpr."""
-    setup, state, train_step, order = build(tiny_config(networks, **method))
-    text = str(jax.make_jaxpr(train_step)(state, setup.train_split, order))
-    return text.count("conv_general_dilated[")
+    """Number of convolutions in the compiled step."""
+    _, state, train_step, order = build(config := tiny_config(networks, **method))
+    split = prepare(config, tiny_data()).train_split
+    text = train_step.lower(state, split, order).compile().as_text()
+    assert "feature_group_count" not in text
+    return len(re.findall(r" = \S+ convolution\(", text))
 
 
 def test_each_network_runs_once_per_batch_and_weights():
     """Forward is 4 convolutions of `tiny`, backward 7 (the images need no gradient).
 
     Students: one pass each. Pivot: one on the mixed images, and one forward pass with its
-    new weights. Without a pivot, one of four peers teaches at a time.
+    new weights. Without a pivot, one of four equal peers teaches at a time; of two
+    networks, each runs as if it had the teacher.
     """
     forward, backward = 4, 7
-    pivot = convolutions(("tiny",) * 4, pivot=0)
-    assert pivot == 3 * (forward + backward) + (forward + backward) + forward
-    peers = convolutions(("tiny",) * 4, pivot=None)
-    assert peers == 4 * (forward + backward) + (forward + backward) + forward
-    nobody_taught = convolutions(("tiny",) * 4, pivot=0, intensive=False)
-    assert nobody_taught == 4 * (forward + backward)
-
-
-def test_convolutions_of_a_stack_are_not_grouped():
-    setup, state, train_step, order = build(tiny_config(("tiny",) * 4, pivot=None))
-    text = str(jax.make_jaxpr(train_step)(state, setup.train_split, order))
-    assert "feature_group_count=1" in text and "feature_group_count=4" not in text
+    taught = forward + backward + forward
+    assert convolutions(("tiny",) * 4, pivot=0) == 3 * (forward + backward) + taught
+    assert convolutions(("tiny",) * 4, pivot=None) == 4 * (forward + backward) + taught
+    assert convolutions(("tiny",) * 4, pivot=0, intensive=False) == 4 * (forward + backward)
+    two = ("tiny", "tiny", "tiny_wide", "tiny_wide")
+    assert convolutions(two, pivot=None) == 4 * (forward + backward) + 2 * taught
 
 
 def test_teachers_take_only_the_intensive_step():
-    """With β = 1 the students follow the teachers alone; with k = 0 nobody is promoted."""
+    """Without mixup, a teacher's step is that of plain training on the batch."""
     _, before, _, _ = build(tiny_config(("tiny",) * 3, pivot=None))
     before = jax.device_get(before.stacks[0])
     config = tiny_config(("tiny",) * 3, pivot=None, promotion="fixed")
@@ -203,3 +209,35 @@ def test_seed_decides_everything():
     config.seed = 1
     setup, other = run(config, 2)
     assert np.abs(in_peer_order(setup, other)[1] - in_peer_order(setup, one)[1]).max() > 1e-2
+
+
+def test_permuting_the_students_permutes_the_step():
+    """Initial students in another order give the same students in that order."""
+    order = jnp.array([2, 0, 1])
+    config = tiny_config(feedback="train_only")  # draws of feedback go by position
+    setup, state, train_step, batches_of_epoch = build(config)
+    pivot, students = state.stacks
+    permuted = state.replace(stacks=(jax.tree.map(jnp.copy, pivot), peers.select(students, order)))
+    results = [state, permuted]
+    for _ in range(2):
+        results = [train_step(s, setup.train_split, batches_of_epoch) for s in results]
+    here, there = results
+    np.testing.assert_array_equal(there.promotions[1:], here.promotions[1:][order])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b[order], rtol=1e-3, atol=1e-5),
+        there.stacks[1].params,
+        here.stacks[1].params,
+    )
+
+
+def test_a_paused_peer_stays_bit_for_bit():
+    setup, state, _, _ = build(tiny_config())
+    stack, before = setup.group.stacks[1], state.stacks[1]
+    grads = jax.tree.map(jnp.ones_like, before.params)
+    stats = jax.tree.map(lambda x: x + 1, before.stats)
+    learns = jnp.array([True, False, True])
+    after = peers.update(stack, before, grads, stats, state.step, learns)
+    assert_trees_equal(peers.select(after, 1), peers.select(before, 1))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_less(0, abs(a[0] - b[0]).max()), after, before
+    )

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -134,22 +135,18 @@ def test_resuming_drops_lines_written_after_the_checkpoint(tmp_path):
     config.epochs = 3
     config.checkpoint_every = 2
     full = orc_jax.train(config, tmp_path / "full", tiny_data())
-    checkpoints = Checkpoints(tmp_path / "full")
-    assert checkpoints.step("last") == 9
-    state = checkpoints.restore_arrays(9)
-    checkpoints.close()
+    with Checkpoints(tmp_path / "full") as checkpoints:
+        assert checkpoints.step("last") == 9
+        state = checkpoints.restore_arrays(9)
     # As if killed in epoch 3, after a line was half written.
-    import shutil
-
     shutil.rmtree(tmp_path / "full" / "checkpoints" / "9")
     with (tmp_path / "full" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')
     resumed = orc_jax.train(config, tmp_path / "full", tiny_data())
     assert_trees_equal(resumed.state, full.state)
     assert [record["epoch"] for record in metrics.read(tmp_path / "full")] == [1, 2, 3]
-    checkpoints = Checkpoints(tmp_path / "full")
-    assert_trees_equal(checkpoints.restore_arrays(9)["stacks"], state["stacks"])
-    checkpoints.close()
+    with Checkpoints(tmp_path / "full") as checkpoints:
+        assert_trees_equal(checkpoints.restore_arrays(9)["stacks"], state["stacks"])
 
 
 def test_peers_start_from_checkpoints(finished, tmp_path):
@@ -168,9 +165,8 @@ def test_peers_start_from_checkpoints(finished, tmp_path):
     config.epochs = 1
     config.optimizer.learning_rate = 0.0
     result = orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
-    checkpoints = Checkpoints(workdir)
-    source = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        source = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
     pivot, imported, students = result.state.stacks
     assert_trees_equal(pivot.params, source[0]["params"])
     assert_trees_equal(
@@ -217,10 +213,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     message = str(error.value)
     assert "peer 2 (tiny) is not finite from step" in message
     assert "the checkpoint of step 6 is kept" in message
-    checkpoints = Checkpoints(tmp_path / "run")
-    assert checkpoints.step("last") == 6
-    state = checkpoints.restore_arrays(6)
-    checkpoints.close()
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.step("last") == 6
+        state = checkpoints.restore_arrays(6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["stacks"]))
 
 
@@ -233,6 +228,52 @@ def test_two_optimizers_in_one_run(tmp_path):
     result = orc_jax.train(config, tmp_path / "run", tiny_data())
     assert len(result.state.stacks) == 3
     assert (np.asarray(result.state.failed_at) == -1).all()
+
+
+def test_other_arrays_in_the_same_work_directory_are_refused(finished):
+    config, workdir, _ = finished
+    with pytest.raises(UserError, match="on other images or labels"):
+        orc_jax.train(config, workdir, tiny_data(seed=1, train=80))
+
+
+def test_the_best_epoch_is_kept_between_checkpoints(tmp_path):
+    config = tiny_config()
+    config.epochs = 5
+    config.checkpoint_every = 5
+    config.optimizer.learning_rate = 0.2
+    orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
+    records = metrics.read(tmp_path / "run")
+    scores = [max(record["test"]["top1"][1:]) for record in records]
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        kept = checkpoints.step("best") // 5
+    assert scores[kept - 1] == max(scores)
+
+
+def test_resuming_needs_no_pretrained_weights_again(finished, tmp_path):
+    config = tiny_config()
+    config.peers[0].init_from = str(tmp_path / "pivot")
+    config.epochs = 1
+    shutil.copytree(finished[1], tmp_path / "pivot")
+    orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
+    shutil.rmtree(tmp_path / "pivot")
+    assert orc_jax.train(config, tmp_path / "run", tiny_data(train=80)).finished
+
+
+def test_a_kill_before_the_config_was_written_does_no_harm(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json.new").write_text("{")
+    config = tiny_config()
+    config.epochs = 1
+    assert orc_jax.train(config, tmp_path / "run", tiny_data()).finished
+
+
+def test_a_crop_larger_than_the_image(tmp_path):
+    config = tiny_config()
+    config.data.pad = 8
+    with pytest.raises(
+        UserError, match=r"data\.pad is 8, allowed: less than the images' size, 8×8"
+    ):
+        orc_jax.train(config, tmp_path / "run", tiny_data())
 
 
 def test_batch_larger_than_the_data(tmp_path):

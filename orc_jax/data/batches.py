@@ -28,9 +28,10 @@ def normalised(dataset: Dataset) -> tuple[OnDevice, OnDevice]:
     levels = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ levels / total
-    std = np.sqrt(counts @ levels**2 / total - mean**2)
-    # A constant channel carries nothing; it only must not divide by zero.
-    scale = (mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32))
+    # Rounding can leave a constant channel with a tiny variance of either sign.
+    variance = counts @ levels**2 / total - mean**2
+    std = np.sqrt(np.where(variance > 1e-9, variance, 1.0))
+    scale = (mean.astype(np.float32), std.astype(np.float32))
     return OnDevice(*dataset.train, *scale), OnDevice(*dataset.test, *scale)
 
 

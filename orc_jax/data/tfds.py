@@ -1,6 +1,7 @@
 """Data sets prepared by TensorFlow Datasets in array_record form, read without TensorFlow."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ def is_prepared(name: str, directory: str | Path) -> bool:
 
 
 def _versions(name, directory):
-    return sorted(Path(directory).glob(f"{name}/*/dataset_info.json"))
+    found = Path(directory).glob(f"{name}/*/dataset_info.json")
+    return sorted(found, key=lambda info: [int(n) for n in re.findall(r"\d+", info.parent.name)])
 
 
 def load(name: str, directory: str | Path) -> Dataset:
@@ -53,13 +55,14 @@ def load(name: str, directory: str | Path) -> Dataset:
         ) from error
 
     def split(which) -> Images:
-        try:
-            rows = list(builder.as_data_source(split=which))
-            images = np.stack([row["image"] for row in rows])
-            return Images(images, np.array([row["label"] for row in rows], np.int32))
-        except Exception as error:
-            # The readers raise many kinds for damaged files.
-            raise UserError(f"{info.parent}: split {which} cannot be read: {error}") from error
+        rows = list(builder.as_data_source(split=which))
+        images = np.stack([row["image"] for row in rows])
+        return Images(images, np.array([row["label"] for row in rows], np.int32))
 
-    builder = tfds.builder_from_directory(info.parent)
-    return Dataset(split("train"), split("test"), tuple(builder.info.features["label"].names))
+    try:
+        builder = tfds.builder_from_directory(info.parent)
+        names = tuple(builder.info.features["label"].names)
+        return Dataset(split("train"), split("test"), names)
+    except Exception as error:
+        # The readers raise many kinds for damaged files.
+        raise UserError(f"{info.parent} cannot be read: {error}") from error

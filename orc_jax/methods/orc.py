@@ -53,6 +53,8 @@ def check(config, group_size: int) -> None:
     if pivot is not None and (type(pivot) is not int or not 0 <= pivot < group_size):
         raise UserError(f"method.pivot is {pivot!r}, allowed: None or 0 to {group_size - 1}")
     students, least = (group_size, 1) if pivot is None else (group_size - 1, 0)
+    if students <= least:
+        raise UserError(f"orc needs a teacher and a student, config.peers has {group_size}")
     if not least <= k < students:
         raise UserError(
             f"method.num_temporary is {k}, allowed: {least} to {students - 1} "
@@ -148,9 +150,12 @@ def phase(config, stacks, logits, labels, key, teach):
 
 
 def promote(config, cross_entropy: Float[Array, " P"], key) -> Bool[Array, " P"]:
-    """The k students with the lowest cross-entropy (or, as ablations, fixed or random ones)."""
+    """The k students with the lowest cross-entropy.
+
+    As ablations: always the first k students ("fixed"), or k random ones ("random").
+    """
     score = {
-        "rank": cross_entropy,
+        "rank": jnp.nan_to_num(cross_entropy, nan=jnp.finfo(jnp.float32).max),
         "fixed": jnp.arange(len(cross_entropy), dtype=jnp.float32),
         "random": jax.random.uniform(key, cross_entropy.shape),
     }[config.promotion]
@@ -225,8 +230,11 @@ def loss(config, logits: Float[Array, "P B C"], labels: Int[Array, " B"], roles:
     is_taught = roles.teaches.any(axis=1)
     beta = jnp.where(is_taught, config.beta, 0.0)
     peer_loss = roles.learns * ((1 - beta) * cross_entropy + beta * distillation)
+    private, group = is_taught & roles.promoted, is_taught & ~roles.promoted
     return peer_loss, {
-        "term/private": jnp.sum(peer_loss * (roles.promoted & is_taught)),
-        "term/group": jnp.sum(peer_loss * (~roles.promoted & is_taught)),
-        "term/plain": jnp.sum(peer_loss * ~is_taught),
+        "term/private_ce": jnp.sum(private * (1 - beta) * cross_entropy),
+        "term/private_kd": jnp.sum(private * beta * distillation),
+        "term/group_ce": jnp.sum(group * (1 - beta) * cross_entropy),
+        "term/group_kd": jnp.sum(group * beta * distillation),
+        "term/plain_ce": jnp.sum(roles.learns * ~is_taught * cross_entropy),
     }

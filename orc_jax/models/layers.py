@@ -14,28 +14,41 @@ BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 def per_peer_conv(lhs, rhs, *args, **kwargs):
     """`lax.conv_general_dilated` that stays a plain convolution per peer under `jax.vmap`.
 
-    vmap would make one grouped convolution of a stack of peers, which XLA runs some
-    20 times slower on a CPU (see benchmarks/step.py). The batching rule calls the plain
-    operation, not this wrapper: differentiating through the wrapper fails, so take
-    gradients outside the vmap (`jax.vjp` of the vmapped network), never inside.
+    vmap would make one grouped convolution of a stack of peers, which XLA runs some ten
+    times slower on a CPU (see benchmarks/step.py). The gradient has a rule of its own,
+    because JAX cannot differentiate through a `custom_vmap`.
     """
-    plain = partial(_conv, args=args, kwargs=kwargs)
-    wrapped = jax.custom_batching.custom_vmap(plain)
 
-    @wrapped.def_vmap
-    def _(size, batched, lhs, rhs):
-        return jnp.stack(
-            [
-                plain(lhs[i] if batched[0] else lhs, rhs[i] if batched[1] else rhs)
-                for i in range(size)
-            ]
-        ), True
+    def plain(lhs, rhs):
+        return lax.conv_general_dilated(lhs, rhs, *args, **kwargs)
 
-    return wrapped(lhs, rhs)
+    def plain_gradient(lhs, rhs, d_out):
+        return jax.vjp(plain, lhs, rhs)[1](d_out)
+
+    convolve = jax.custom_vjp(_one_by_one(plain))
+    convolve.defvjp(
+        lambda lhs, rhs: (_one_by_one(plain)(lhs, rhs), (lhs, rhs)),
+        lambda inputs, d_out: _one_by_one(plain_gradient)(*inputs, d_out),
+    )
+    return convolve(lhs, rhs)
 
 
-def _conv(lhs, rhs, args, kwargs):
-    return lax.conv_general_dilated(lhs, rhs, *args, **kwargs)
+def _one_by_one(function):
+    """The function, which vmap calls once per row instead of batching what is inside."""
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def _(size, batched, *args):
+        rows = [
+            function(
+                *(x[i] if is_batched else x for x, is_batched in zip(args, batched, strict=True))
+            )
+            for i in range(size)
+        ]
+        out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped
 
 
 def conv(features: int, kernel: int, stride: int = 1, name: str | None = None) -> nn.Conv:
