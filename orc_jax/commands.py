@@ -18,8 +18,9 @@ def run(command: Callable[[], object]) -> None:
     """
 
     def main(_):
-        # At INFO, JAX reports every backend that is not there.
+        # JAX reports every backend that is not there, Orbax what it will not do on disk.
         logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().setLevel("ERROR")
         try:
             command()
         except UserError as error:

@@ -13,7 +13,7 @@ from conftest import ROOT, assert_trees_equal, run_command
 from orc_jax import metrics
 from orc_jax.checkpoint import Checkpoints
 
-STEPS_PER_EPOCH = 1437 // 32  # of the runs that are stopped
+STEPS_PER_EPOCH = 1437 // 16  # of the runs that are stopped
 TRAIN = ("-m", "orc_jax.main", "--config=configs/digits.py")
 
 
@@ -61,14 +61,14 @@ def start(workdir, *args):
     )
 
 
-def stop_in_epoch_three(workdir, args, number):
-    """Starts a run, sends it a signal within its third epoch; returns (exit status, output).
+def stop_in_epoch_two(workdir, args, number):
+    """Starts a run, sends it a signal within its second epoch; returns (exit status, output).
 
-    The second epoch's checkpoint is there as soon as it is whole: Orbax renames it then.
+    The first epoch's checkpoint is there as soon as it is whole: Orbax renames it then.
     """
     process = start(workdir, *args)
     deadline = time.monotonic() + 200
-    while not (workdir / "checkpoints" / str(2 * STEPS_PER_EPOCH)).exists():
+    while not (workdir / "checkpoints" / str(STEPS_PER_EPOCH)).exists():
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.01)
     time.sleep(0.2)
@@ -79,9 +79,9 @@ def stop_in_epoch_three(workdir, args, number):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(arguments, work directory) of a run of four epochs."""
+    """(arguments, work directory) of a run of three epochs."""
     workdir = tmp_path_factory.mktemp("cli") / "full"
-    args = ("--config.epochs=4", "--config.batch_size=32", "--config.seed=3")
+    args = ("--config.epochs=3", "--config.batch_size=16", "--config.seed=3")
     run_command(*TRAIN, f"--workdir={workdir}", *args)
     return args, workdir
 
@@ -90,17 +90,17 @@ def uninterrupted(tmp_path_factory):
 def test_a_stopped_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, number):
     args, full = uninterrupted
     workdir = tmp_path / "stopped"
-    status, output = stop_in_epoch_three(workdir, args, number)
+    status, output = stop_in_epoch_two(workdir, args, number)
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.step("last")
     if number == signal.SIGKILL:
         assert status == -signal.SIGKILL
-        assert step == 2 * STEPS_PER_EPOCH
+        assert step == STEPS_PER_EPOCH
     else:
         assert status == 0 and "Traceback" not in output
         assert f"stopped by {number.name} at step {step}" in output
-        assert 2 * STEPS_PER_EPOCH < step < 3 * STEPS_PER_EPOCH
-    assert len(metrics.read(workdir)) == 2
+        assert STEPS_PER_EPOCH < step < 2 * STEPS_PER_EPOCH
+    assert len(metrics.read(workdir)) == 1
 
     resumed = run_command(*TRAIN, f"--workdir={workdir}", *args)
     assert f"resumed at step {step}" in resumed.stdout

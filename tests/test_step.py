@@ -217,7 +217,8 @@ def test_permuting_the_students_permutes_the_step():
     config = tiny_config(feedback="train_only")  # draws of feedback go by position
     setup, state, train_step, batches_of_epoch = build(config)
     pivot, students = state.stacks
-    permuted = state.replace(stacks=(jax.tree.map(jnp.copy, pivot), peers.select(students, order)))
+    permuted = state.replace(stacks=(pivot, peers.select(students, order)))
+    permuted = jax.tree.map(jnp.copy, permuted)  # the step's state is donated
     results = [state, permuted]
     for _ in range(2):
         results = [train_step(s, setup.train_split, batches_of_epoch) for s in results]
