@@ -4,6 +4,7 @@ A work directory holds `config.json` and `checkpoints/STEP`. Orbax writes them i
 background and atomically; the last one and the best one are kept.
 """
 
+import logging
 from pathlib import Path
 
 import jax
@@ -33,6 +34,10 @@ class Checkpoints:
         def score(metrics):
             return metrics[SCORE]
 
+        # Of a directory that is only read, Orbax warns that it is only read.
+        logger = logging.getLogger("absl")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
@@ -45,6 +50,7 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
             ),
         )
+        logger.setLevel(level)
 
     def __enter__(self):
         return self

@@ -25,6 +25,9 @@ def run(command: Callable[[], object]) -> None:
             command()
         except UserError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     app.run(main, flags_parser=_parse)
 
@@ -38,7 +41,8 @@ def _parse(argv):
             )
         return rest
     except (UserError, flags.Error) as error:
-        _fail(error)
+        missing = re.match(r"flag --(\w+)=None: ", str(error))
+        _fail(f"--{missing[1]}=… is required" if missing else error)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         # ml_collections raises these for overrides; say which key it is about.
         try:

@@ -1,12 +1,15 @@
 """The loop: data, state, steps, evaluation, checkpoints, metrics."""
 
+import collections
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -86,6 +89,7 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     with metrics.Writers(workdir, group.names, step) as writers, shown:
         _introduce(setup, workdir, step, shown)
         shown.begin(step)
+        running = collections.deque()
         for epoch in range(step // per_epoch, config.epochs):
             order = epoch_order(
                 order_key, setup.on_mesh(np.int32(epoch)), num_images, config.batch_size
@@ -94,7 +98,11 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
             while step < (epoch + 1) * per_epoch and not interruption.requested:
                 with jax.transfer_guard("disallow"):
                     state = train_step(state, setup.train_split, order)
+                    running.append(jnp.copy(state.step))
                 step += 1
+                # Two steps are enough in flight: a signal must not wait for thirty.
+                if len(running) > 2:
+                    running.popleft().block_until_ready()
                 if shown.due():
                     _check_finite(setup, state, checkpoints)
                     shown.update(step, _training(state))
@@ -130,7 +138,7 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     checkpoints.wait()
     if "test" not in record:  # a finished run whose metrics were deleted
         record["test"] = evaluate_split(setup, evaluation_step, state.stacks)
-    title = f"{config.method.name} after {config.epochs} epochs"
+    title = f"{config.method.name} after epoch {config.epochs}"
     show_table(setup, title, record["test"], state.promotions.tolist(), step)
     return Result(state, record, finished=True)
 
@@ -153,7 +161,10 @@ def _introduce(setup, workdir, step, shown):
         f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
         f"(data × peer); files in {workdir}"
     )
-    shown.say(f"resumed at step {step}" if step else "compiling the step …")
+    if step == setup.config.epochs * setup.steps_per_epoch:
+        shown.say("this run is finished")
+    else:
+        shown.say(f"resumed at step {step}" if step else "compiling the step …")
 
 
 def _check_finite(setup, state, checkpoints):
@@ -189,6 +200,8 @@ class Interruption:
     def _note(self, number, frame):
         self.requested = signal.Signals(number).name
         self.__exit__()
+        message = "stopping after this step, with a checkpoint; once more: at once, without one"
+        print(f"{self.requested}: {message}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_):
         for number, handler in self._before.items():

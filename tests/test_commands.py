@@ -155,7 +155,7 @@ def test_mistakes_get_one_line(tmp_path, args, message):
 def test_evaluate_needs_a_run(tmp_path):
     for args, message in (
         ([f"--workdir={tmp_path}"], "is not a work directory"),
-        ([], "flag --workdir=None"),
+        ([], "--workdir=… is required"),
     ):
         result = run_command("-m", "orc_jax.evaluate", *args, check=False)
         assert result.returncode == 1
