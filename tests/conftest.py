@@ -21,7 +21,7 @@ import pytest
 
 from orc_jax import config as configs
 from orc_jax import models
-from orc_jax.models.network import Network, Stage
+from orc_jax.models.network import Network, stage
 from orc_jax.models.resnet import Block, Head, Stem
 
 ROOT = Path(__file__).parent.parent
@@ -55,9 +55,8 @@ def _golden_tensor(name, shape):
 
 def tiny(width: int, num_classes: int, norm) -> Network:
     """A residual network that compiles in a second."""
-    return Network(
-        stem=Stem(width, norm), stages=[Stage(Block, width, 2, 1, norm)], head=Head(num_classes)
-    )
+    stages = [stage(Block, width, 2, 1, norm)]
+    return Network(Stem(width, norm), stages, Head(num_classes))
 
 
 @pytest.fixture(autouse=True)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ PARAMETERS = {  # published, 100 classes
     "wrn_28_10": 36_536_884,
     "wrn_40_1": 569_780,
     "resnet44": 667_188,
+    "mobilenet": 3_309_476,
 }
 
 
@@ -45,6 +48,81 @@ def test_golden(name):
     )
     logits, _ = run(variables, images, train=True, mutable="batch_stats")
     np.testing.assert_allclose(logits, case["train_logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_golden_auxiliary_heads_of_mobilenet():
+    """Logits of head 1, head 2 and the network's own."""
+    case = golden("models_papers")["dcm/mobilenet_heads"]
+    network = models.create("mobilenet", 100)
+    size, rows = case["image_size"], np.shape(case["eval_logits_per_head"])[1]
+    images = np.random.default_rng(0).standard_normal((rows, 3, size, size)).astype(np.float32)
+    images = images.transpose(0, 2, 3, 1)
+
+    template = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), images, train=False, method="with_auxiliary")
+    )
+    assert count(template) == case["num_params"]
+    variables = import_torch.convert(golden_tensors(case["tensors"]), "mobilenet", template)
+
+    @partial(jax.jit, static_argnames=("train", "mutable"))
+    def heads(variables, **kwargs):
+        out = network.apply(variables, images, method="with_auxiliary", **kwargs)
+        out = out[0] if "mutable" in kwargs else out
+        return jax.numpy.concatenate([out.auxiliary, out.logits[:, None]], axis=1).swapaxes(0, 1)
+
+    np.testing.assert_allclose(
+        heads(variables, train=False), case["eval_logits_per_head"], rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        heads(variables, train=True, mutable="batch_stats"),
+        case["train_logits_per_head"],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_auxiliary_heads_of_a_wide_residual_network():
+    """Head 1: a stage of n blocks, then n//2; head 2: n blocks of double width."""
+    network = models.create("wrn_28_10", 100)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    params = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), images, train=False, method="with_auxiliary")
+    )["params"]
+    assert {k: len(v) for k, v in params["auxiliary_0"].items() if k != "head"} == {
+        "stages_0": 4,
+        "stages_1": 2,
+    }
+    assert params["auxiliary_0"]["head"]["fc"]["kernel"].shape == (640, 100)
+    assert {k: len(v) for k, v in params["auxiliary_1"].items() if k != "head"} == {"stages_0": 4}
+    assert params["auxiliary_1"]["head"]["fc"]["kernel"].shape == (1280, 100)
+    plain = variables_of(network)["params"]
+    assert plain.keys() == params.keys() - {"auxiliary_0", "auxiliary_1"}
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_trunk_and_branch_are_the_network(name):
+    """Run up to the last stage and on from it, on the variables of each part alone."""
+    network = models.create(name, 7)
+    template = variables_of(network, 8)
+    keys = network.branch_keys()
+
+    def part(variables, wanted):
+        return {
+            c: {k: v for k, v in tree.items() if (k in keys) == wanted}
+            for c, tree in variables.items()
+        }
+
+    def run(variables, images):
+        x = network.apply(part(variables, False), images, train=False, method="trunk")
+        return network.apply(part(variables, True), x, train=False, method="branch").logits
+
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.float32)
+    whole = partial(network.apply, train=False)
+    assert jax.eval_shape(run, template, images) == jax.eval_shape(whole, template, images)
+    if name in ("resnet8", "wrn_16_1"):
+        variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
+        images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+        np.testing.assert_array_equal(run(variables, images), whole(variables, images))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -5,6 +5,8 @@ from functools import partial
 
 from orc_jax.errors import unknown
 from orc_jax.models.layers import BatchNorm
+from orc_jax.models.mobilenet import mobilenet
+from orc_jax.models.mobilenet_v2 import mobilenet_v2
 from orc_jax.models.network import Network
 from orc_jax.models.resnet import resnet
 from orc_jax.models.wide_resnet import wide_resnet
@@ -17,8 +19,10 @@ NETWORKS = {
     **{f"resnet{depth}x4": partial(resnet, depth, (32, 64, 128, 256)) for depth in (8, 32)},
     **{
         f"wrn_{depth}_{width}": partial(wide_resnet, depth, width)
-        for depth, width in ((16, 1), (16, 2), (16, 8), (28, 10), (40, 1), (40, 2))
+        for depth, width in ((16, 1), (16, 2), (16, 8), (16, 10), (28, 10), (40, 1), (40, 2))
     },
+    "mobilenet": mobilenet,
+    "MobileNetV2": partial(mobilenet_v2, 0.5),
 }
 
 

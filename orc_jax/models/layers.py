@@ -51,10 +51,13 @@ def _one_by_one(function):
     return mapped
 
 
-def conv(features: int, kernel: int, stride: int = 1, name: str | None = None) -> nn.Conv:
+def conv(
+    features: int, kernel: int, stride: int = 1, name: str | None = None, groups: int = 1
+) -> nn.Conv:
     """A convolution without bias, He-normal by its outputs, padded as PyTorch pads it.
 
-    The padding is explicit because "SAME" puts it elsewhere when the stride is 2.
+    The padding is explicit because "SAME" puts it elsewhere when the stride is 2. As many
+    groups as channels make it depthwise.
     """
     return nn.Conv(
         features,
@@ -62,6 +65,7 @@ def conv(features: int, kernel: int, stride: int = 1, name: str | None = None) -
         strides=stride,
         padding=kernel // 2,
         use_bias=False,
+        feature_group_count=groups,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated=per_peer_conv,
         name=name,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from orc_jax.models.layers import conv, dense, global_average_pool
-from orc_jax.models.network import Network, Stage
+from orc_jax.models.network import Network, auxiliary_heads, stage
 
 
 class Block(nn.Module):
@@ -45,7 +45,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        return dense(self.num_classes, "fc")(global_average_pool(x))
+        features = global_average_pool(x)
+        return dense(self.num_classes, "fc")(features), features
 
 
 def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int, norm: Callable):
@@ -61,11 +62,9 @@ def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int, norm
       The network, [B, H, W, channels] → [B, C].
     """
     blocks = (depth - 2) // 6
-    return Network(
-        stem=Stem(widths[0], norm),
-        stages=[
-            Stage(Block, width, stride, blocks, norm)
-            for width, stride in zip(widths[1:], (1, 2, 2), strict=True)
-        ],
-        head=Head(num_classes),
-    )
+    stages = [
+        stage(Block, width, stride, blocks, norm)
+        for width, stride in zip(widths[1:], (1, 2, 2), strict=True)
+    ]
+    head = Head(num_classes)
+    return Network(Stem(widths[0], norm), stages, head, auxiliary_heads(stages, head))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from orc_jax.models.layers import conv, dense, global_average_pool
-from orc_jax.models.network import Network, Stage
+from orc_jax.models.network import Network, auxiliary_heads, stage
 
 
 class Block(nn.Module):
@@ -44,7 +44,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
-        return dense(self.num_classes, "fc")(global_average_pool(x))
+        features = global_average_pool(x)
+        return dense(self.num_classes, "fc")(features), features
 
 
 def wide_resnet(depth: int, width: int, num_classes: int, norm: Callable):
@@ -54,11 +55,9 @@ def wide_resnet(depth: int, width: int, num_classes: int, norm: Callable):
       The network, [B, H, W, channels] → [B, C].
     """
     blocks = (depth - 4) // 6
-    return Network(
-        stem=Stem(),
-        stages=[
-            Stage(Block, channels * width, stride, blocks, norm)
-            for channels, stride in ((16, 1), (32, 2), (64, 2))
-        ],
-        head=Head(num_classes, norm),
-    )
+    stages = [
+        stage(Block, channels * width, stride, blocks, norm)
+        for channels, stride in ((16, 1), (32, 2), (64, 2))
+    ]
+    head = Head(num_classes, norm)
+    return Network(Stem(), stages, head, auxiliary_heads(stages, head))
