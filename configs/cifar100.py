@@ -1,26 +1,44 @@
-"""CIFAR-100. `configs/cifar100.py:NAME` picks the recipe: orc (default) or orc_peers."""
+"""CIFAR-100. `configs/cifar100.py:NAME` picks the recipe, `NAME:NETWORK,NETWORK,…` other networks.
 
-from orc_jax.config import default, peer
-from orc_jax.errors import unknown
+NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
+switokd_1t2s, orc (default), orc_peers.
+"""
 
-GROUPS = {
+from orc_jax import recipes
+from orc_jax.recipes import Recipe
+
+# The usual knowledge-distillation benchmark's recipe.
+ORC = {
+    "epochs": 240,
+    "data": {"name": "cifar100"},
+    "optimizer": {"decay_epochs": (150, 180, 210)},
+}
+# The authors' programs: two networks, and three of which MobileNet learns by Adam.
+SWITOKD = {
+    "epochs": 300,
+    "data": {"name": "cifar100"},
+    "optimizer": {"nesterov": False, "decay_epochs": (140, 200, 250)},
+}
+SWITOKD_3 = SWITOKD | {"epochs": 270}
+THREE = ("wrn_16_10", "wrn_16_2", "mobilenet")
+ADAM = {"mobilenet": {"name": "adam", "learning_rate": 0.01, "weight_decay": 1e-4}}
+
+RECIPES = {
+    **recipes.cifar("cifar100"),
     # The pivot teacher, assistants, and last the target student.
-    "orc": ("resnet56", "resnet44", "resnet32", "resnet20"),
-    "orc_peers": ("resnet32",) * 4,
+    "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
+    "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
+    "switokd": Recipe(
+        "switokd",
+        ("wrn_16_2", "MobileNetV2"),
+        SWITOKD,
+        optimizers={"MobileNetV2": {"learning_rate": 0.01}},
+    ),
+    "switokd_2t1s": Recipe("switokd", THREE, SWITOKD_3, {"teachers": 2}, ADAM),
+    "switokd_1t2s": Recipe("switokd", THREE, SWITOKD_3, optimizers=ADAM),
 }
 
 
 def get_config(preset: str = "orc"):
-    """The usual benchmark's recipe: 240 epochs, learning rate ×0.1 at 150, 180 and 210."""
-    if preset not in GROUPS:
-        raise unknown("preset of configs/cifar100.py", preset, GROUPS)
-    config = default("orc")
-    config.epochs = 240
-    config.batch_size = 128
-    config.data.name = "cifar100"
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.decay_epochs = (150, 180, 210)
-    config.peers = tuple(peer(network) for network in GROUPS[preset])
-    if preset == "orc_peers":
-        config.method.pivot = None
-    return config
+    """The config of a preset."""
+    return recipes.build("configs/cifar100.py", RECIPES, preset)

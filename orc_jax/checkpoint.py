@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and networks that start from one.
+"""Checkpoints of a run.
 
 A work directory holds `config.json` and `checkpoints/STEP`. Orbax writes them in the
 background and atomically; the last one and the best one are kept.
@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from orc_jax import config as configs
-from orc_jax import import_torch, methods, peers
 from orc_jax.errors import UserError
-from orc_jax.step import State
+from orc_jax.state import State
 
 # The score that makes a checkpoint the best one, see `metrics.target_top1`.
 SCORE = "target_top1"
@@ -123,66 +122,3 @@ def read_config(workdir: str | Path) -> ConfigDict:
         return configs.from_json(path.read_text())
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a config: {error}") from error
-
-
-def pretrained(group: peers.Group, config, image_shape) -> dict:
-    """Variables for the peers that start from a checkpoint (`peers[i].init_from`).
-
-    Returns:
-      peer → {"params", "batch_stats"}.
-
-    Raises:
-      UserError: a file is missing, unreadable or of another network.
-    """
-    found = {}
-    for stack in group.stacks:
-        for peer in stack.peers:
-            source = config.peers[peer].init_from
-            if not source:
-                continue
-            template = peers.abstract_variables(stack, image_shape)
-            workdir, chosen = source, ""
-            if not Path(source).exists():
-                workdir, _, chosen = source.rpartition(":")
-            try:
-                if workdir and Path(workdir).is_dir():
-                    found[peer] = _from_run(workdir, chosen, stack.name, template)
-                else:
-                    tensors = import_torch.load(source)
-                    found[peer] = import_torch.convert(tensors, stack.name, template)
-            except UserError as error:
-                raise UserError(f"peers[{peer}].init_from: {error}") from error
-    return found
-
-
-def _from_run(workdir, chosen, network, template):
-    """Variables of a peer of an earlier run, from its best checkpoint."""
-    config = read_config(workdir)
-    names = [peer.model for peer in config.peers]
-    same = [str(i) for i, name in enumerate(names) if name == network]
-    if not same:
-        raise UserError(f"{workdir} trained {', '.join(names)}; none is a {network}")
-    if chosen and chosen not in same:
-        raise UserError(f"{workdir} has no {network} {chosen!r}, allowed: {', '.join(same)}")
-    if not chosen and len(same) > 1:
-        raise UserError(f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(same)}")
-    peer = int(chosen or same[0])
-
-    if not has_checkpoint(workdir):
-        raise UserError(f"{workdir} has no checkpoint yet")
-    with Checkpoints(workdir) as checkpoints:
-        stacks = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
-    apart = methods.get(config.method.name).apart(config.method, len(names))
-    layout = peers.layout(config, apart)
-    (stack, position), *_ = [
-        (stacks[i], members.index(peer))
-        for i, (_, _, members) in enumerate(layout)
-        if peer in members
-    ]
-    variables = jax.tree.map(
-        lambda x: x[position], {"params": stack["params"], "batch_stats": stack["stats"]}
-    )
-    shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (variables, template)]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"{workdir} trained its {network} for other images or classes than these")
-    return variables

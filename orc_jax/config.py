@@ -42,7 +42,7 @@ def default(method: str = "orc") -> ConfigDict:
     config.optimizer.decay = 0.1
     config.optimizer.warmup_epochs = 0.0
 
-    config.method = methods.get(method).defaults()
+    config.method = methods.defaults(method)
     config.peers = ()
     return config
 
@@ -85,7 +85,8 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
         if one.model not in models.NETWORKS:
             raise unknown(f"network of config.peers[{i}]", one.model, models.NETWORKS)
         _check_optimizer(optimizers.settings(config, one), f"peers[{i}].optimizer")
-    method.check(config.method, len(config.peers))
+    methods.check(config.method, [one.model for one in config.peers])
+    _check_peers(config, method)
 
     if not own_data:
         _one_of(config.data.name, data.NAMES, "data.name")
@@ -102,6 +103,38 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
     return _mesh_shape(config, num_devices)
+
+
+def _check_peers(config, method):
+    """The peers can do what the method asks of them."""
+    for i, kind in enumerate(method.passes(config.method, len(config.peers))):
+        if kind == "frozen" and not config.peers[i].init_from:
+            raise UserError(
+                f"{config.method.name} needs a trained {config.peers[i].model} in "
+                f"peers[{i}].init_from: a run's directory, or a PyTorch file. Two commands: "
+                "python -m orc_jax.main "
+                f"--config=configs/{config.data.name}.py:ind:{config.peers[i].model} "
+                "--workdir=runs/teacher && python -m orc_jax.main "
+                f"--config=configs/{config.data.name}.py:{config.method.name} "
+                f"--config.peers[{i}].init_from=runs/teacher"
+            )
+    if method.shares_trunk(config.method):
+        if config.mesh.peer != 1:
+            raise UserError(
+                f"mesh.peer is {config.mesh.peer}, allowed: 1, because the branches of "
+                f"{config.method.name} share a trunk"
+            )
+        first = optimizers.settings(config, config.peers[0])
+        for i, one in enumerate(config.peers):
+            if optimizers.settings(config, one) != first:
+                raise UserError(
+                    f"peers[{i}].optimizer differs from that of peers[0], but the branches of "
+                    f"{config.method.name} share a trunk"
+                )
+    if method.auxiliary_heads:
+        for i, one in enumerate(config.peers):
+            if not models.create(one.model, 1).auxiliary:
+                raise UserError(f"{one.model} (peers[{i}]) has no auxiliary heads")
 
 
 def _check_keys(config, template, where):

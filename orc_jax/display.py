@@ -97,58 +97,77 @@ class Display:
             test = (
                 f"  test top-1 {_numbers(top1)}  ensemble {record['test']['ensemble']['top1']:.2f}"
             )
-        promoted = _numbers([100 * x for x in record["train"]["promoted"]], 0)
+        role, shares = _changing_role(record["train"])
+        shown = f"  {role} % {_numbers([100 * x for x in shares], 0)}" if role else ""
         self.say(
             f"epoch {record['epoch']}/{self._epochs}  step {record['step']}  "
-            f"{record['images_per_second']:,.0f} images/s{test}  promoted % {promoted}"
+            f"{record['images_per_second']:,.0f} images/s{test}{shown}"
         )
 
     def _table(self, train):
         table = Table()
         for name in ("peer", "network", "train loss", "train top-1", "test top-1"):
             table.add_column(name, justify="left" if name == "network" else "right")
-        table.add_column("promoted in this epoch")
+        role, shares = _changing_role(train)
+        if role:
+            table.add_column(f"{role} in this epoch")
         for i, name in enumerate(self._names):
             test = f"{self._test['top1'][i]:.2f}" if self._test else ""
-            share = train["promoted"][i]
-            bar = "█" * round(20 * share) + f" {100 * share:.0f} %"
-            table.add_row(
-                str(i), name, f"{train['loss'][i]:.3f}", f"{train['top1'][i]:.2f}", test, bar
-            )
+            cells = [str(i), name, f"{train['loss'][i]:.3f}", f"{train['top1'][i]:.2f}", test]
+            if role:
+                cells.append("█" * round(20 * shares[i]) + f" {100 * shares[i]:.0f} %")
+            table.add_row(*cells)
         return table
+
+
+def _changing_role(train):
+    """What the peers do in some steps only, and the share of the steps in which each does."""
+    if "promoted" in train:
+        return "promoted", train["promoted"]
+    if any(0 < share < 1 for share in train["learned"]):
+        return "learned", train["learned"]
+    return "", []
 
 
 def _numbers(values, digits=2):
     return " ".join(f"{value:.{digits}f}" for value in values)
 
 
-def show_peers(title, names, roles, num_params, promoted, test) -> None:
+def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
     """Prints the table at a run's end.
 
     Args:
       title: above it.
       names, roles, num_params: of each peer.
-      promoted: [P] share of the steps in which it was promoted; None if it never can be.
+      promoted: [P] share of the steps in which it was promoted.
       test: `metrics.evaluation`.
+      kept: the peers that the training is for; marked where that is not all.
     """
     table = Table(title=title, title_justify="left")
     for column in ("peer", "network", "role", "parameters", "top-1 %", "top-5 %", "loss"):
         left = column in ("network", "role")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    table.add_column("promoted", justify="right", no_wrap=True)
+    if any(promoted):
+        table.add_column("promoted", justify="right", no_wrap=True)
     for i, name in enumerate(names):
-        scores = _scores(test["top1"][i], test["top5"][i], test["loss"][i])
-        promotions = "" if promoted[i] is None else f"{100 * promoted[i]:.1f} %"
-        table.add_row(str(i), name, roles[i], f"{num_params[i]:,}", *scores, promotions)
-    table.add_section()
-    ensemble = test["ensemble"]
-    scores = _scores(ensemble["top1"], ensemble["top5"], ensemble["loss"])
-    table.add_row("", "ensemble", "", "", *scores, "")
+        role = f"{roles[i]} (kept)" if i in kept and len(kept) < len(names) else roles[i]
+        cells = [str(i), name, role, f"{num_params[i]:,}", *_scores(test, i)]
+        if any(promoted):
+            cells.append(f"{100 * promoted[i]:.1f} %" if promoted[i] else "")
+        table.add_row(*cells)
+    if len(names) > 1:
+        table.add_section()
+        table.add_row("", "ensemble", f"diversity {test['diversity']:.4f}", "", *_scores(test))
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a pipe has no width, and the table must not be cut there
     console.print(table)
 
 
-def _scores(top1, top5, loss):
+def _scores(test, peer=None):
+    """Top-1, top-5 and loss of a peer, or of the ensemble."""
+    if peer is None:
+        top1, top5, loss = (test["ensemble"][name] for name in ("top1", "top5", "loss"))
+    else:
+        top1, top5, loss = (test[name][peer] for name in ("top1", "top5", "loss"))
     return f"{top1:.2f}", f"{top5:.2f}", f"{loss:.4f}"

@@ -28,15 +28,44 @@ def kd(
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_s, log_t).mean(-1)
 
 
-def pairwise_kd(logits: Float[Array, "P B C"], temperature: float) -> Float[Array, "P P"]:
+def pairwise_kd(
+    logits: Float[Array, "P B C"], temperature: float, constant_target: bool = True
+) -> Float[Array, "P P"]:
     """KD_T of every ordered pair of peers: entry [i, j] is KD_T(z_i, z_j), j the teacher.
 
-    Targets are constant. KL(t ‖ s) is written as Σ t log t − Σ t log s, so that all pairs
-    are one matrix product and nothing of size P·P·B·C is ever held.
+    KL(t ‖ s) is written as Σ t log t − Σ t log s, so that all pairs are one matrix product
+    and nothing of size P·P·B·C is ever held.
     """
     log_s = jax.nn.log_softmax(logits / temperature)
-    log_t = jax.lax.stop_gradient(log_s)
+    log_t = jax.lax.stop_gradient(log_s) if constant_target else log_s
     t = jnp.exp(log_t)
     negative_entropy = jnp.sum(t * log_t, axis=(1, 2))
     cross = jnp.einsum("ibc,jbc->ij", log_s, t, precision="highest")
     return temperature**2 * (negative_entropy - cross) / logits.shape[1]
+
+
+def ramp(epoch, length: int):
+    """exp(−5 (1 − clip(e, 0, L)/L)²): how fast the teaching sets in; L = 0 means 1.
+
+    Args:
+      epoch: e, counted from 0.
+      length: L, in epochs.
+    """
+    if not length:
+        return 1.0
+    return jnp.exp(-5.0 * (1 - jnp.clip(epoch, 0, length) / length) ** 2)
+
+
+def mean_of_others(logits: Float[Array, "P B C"]) -> Float[Array, "P B C"]:
+    """For every peer the mean of all others' logits."""
+    return (logits.sum(axis=0) - logits) / (len(logits) - 1)
+
+
+def diversity(logits: Float[Array, "P B C"]) -> Float[Array, " B"]:
+    """Mean L2 distance between the softmax outputs of two peers (OKDDip, arXiv 1912.00350)."""
+    p = jax.nn.softmax(logits)
+    pairs = [(i, j) for i in range(len(p)) for j in range(i)]
+    if not pairs:
+        return jnp.zeros(logits.shape[1])
+    distances = [jnp.linalg.norm(p[i] - p[j], axis=-1) for i, j in pairs]
+    return sum(distances) / len(distances)

@@ -26,7 +26,8 @@ def main() -> None:
             method = config.value.method.name
         except OSError as error:
             raise UserError(f"no such config file: {path}") from error
-        train(config.value, workdir.value or f"runs/{Path(path).stem}-{preset or method}")
+        name = f"{Path(path).stem}-{preset or method}".replace(":", "-").replace(",", "-")
+        train(config.value, workdir.value or f"runs/{name}")
 
     commands.run(command)
 

@@ -20,6 +20,7 @@ ROLE_COLUMNS = (
     "promotions_total",
     "promoted_share",
     "asked_share",
+    "learned_share",
 )
 
 
@@ -32,25 +33,31 @@ def training(sums: dict[str, np.ndarray], promotions: np.ndarray) -> dict:
 
     Returns:
       Means over the epoch's steps of every metric; "term/NAME" becomes the share of that
-      loss in their total; promotions also as counts.
+      loss in their total; promotions, where the method has any, also as counts.
     """
     steps = float(sums["steps"])
     means = {name: value / max(steps, 1.0) for name, value in sums.items() if name != "steps"}
-    terms = {name.removeprefix("term/"): means.pop(name) for name in sorted(means) if "/" in name}
+    terms = {
+        name.removeprefix("term/"): means.pop(name)
+        for name in sorted(means)
+        if name.startswith("term/")
+    }
     total = sum(terms.values()) or 1.0
     record = {name: _plain(value) for name, value in sorted(means.items())}
     record["term_share"] = {name: _plain(value / total) for name, value in terms.items()}
-    record["promotions"] = _plain(np.rint(sums["promoted"]).astype(int))
-    record["promotions_total"] = _plain(promotions)
+    if "promoted" in sums:
+        record["promotions"] = _plain(np.rint(sums["promoted"]).astype(int))
+        record["promotions_total"] = _plain(promotions)
     return record
 
 
 def evaluation(sums: dict[str, np.ndarray]) -> dict:
-    """Test top-1, top-5 and loss of every peer, and of the ensemble."""
+    """Test top-1, top-5 and loss of every peer and of the ensemble, and the peers' diversity."""
     scale = {"top1": 100.0, "top5": 100.0, "loss": 1.0}
     values = {name: scale[name] * sums[name] / sums["images"] for name in scale}
     record = {name: _plain(value[:-1]) for name, value in values.items()}
     record["ensemble"] = {name: _plain(value[-1]) for name, value in values.items()}
+    record["diversity"] = _plain(sums["diversity"][0] / sums["images"])
     return record
 
 
@@ -62,18 +69,14 @@ def _plain(x):
     return np.vectorize(lambda v: float(f"{v:.7g}"), otypes=[float])(x).tolist()
 
 
-def targets(num_params: list[int]) -> list[int]:
-    """The peers that a run is for: those with the fewest parameters, in peer order."""
-    return [i for i, n in enumerate(num_params) if n == min(num_params)]
-
-
-def target_top1(test: dict, num_params: list[int]) -> float:
-    """Top-1 accuracy of the best of the smallest networks: what makes a checkpoint "best".
+def target_top1(test: dict, kept: list[int], num_params: list[int]) -> float:
+    """Top-1 accuracy of the best of the smallest kept networks: what makes a checkpoint "best".
 
     In a group of equals that is the best of them all, in a group of several sizes the
     target student.
     """
-    return max(test["top1"][i] for i in targets(num_params))
+    least = min(num_params[i] for i in kept)
+    return max(test["top1"][i] for i in kept if num_params[i] == least)
 
 
 class Writers:
@@ -107,18 +110,11 @@ class Writers:
         with self._roles.open("a", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             for peer, name in enumerate(self._names):
-                rows.writerow(
-                    (
-                        record["epoch"],
-                        record["step"],
-                        peer,
-                        name,
-                        train["promotions"][peer],
-                        train["promotions_total"][peer],
-                        train["promoted"][peer],
-                        train["asked"][peer] if "asked" in train else "",
-                    )
-                )
+                shares = [
+                    train[key][peer] if key in train else ""
+                    for key in ("promotions", "promotions_total", "promoted", "asked", "learned")
+                ]
+                rows.writerow([record["epoch"], record["step"], peer, name, *shares])
 
     def __enter__(self):
         return self

@@ -1,25 +1,22 @@
-"""A group of networks as stacked parameter pytrees: build, place, run, update.
+"""A group of networks as stacked parameter pytrees: build, initialise, place on devices.
 
 Peers of one network and one optimizer are one `Stack`: every leaf of its variables has a
 leading peer axis and `jax.vmap` maps the network over it. A group is several stacks; its
-logits are put together in peer order.
+logits are put together in peer order. Branches of one trunk are two stacks: the trunk, of
+one member, and what follows it, of P.
 
 The mesh has two axes. A stack that divides over `peer` is split over it: each device then
 trains its own networks on the images of its `data` row, and along `peer` only logits are
 exchanged. A stack that does not divide (a single pivot, say) is copied to every device
-instead, and the images are split over `peer` as well. In both cases what the functions
-below call "whole" is an array of the whole group and batch, equal on all devices.
+instead, and the images are split over `peer` as well.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -32,12 +29,30 @@ def batch_axes(split: bool) -> tuple[str, ...]:
     return ("data",) if split else ("data", "peer")
 
 
+class Layout(NamedTuple):
+    """Which peers are one stack, before it is built.
+
+    Attributes:
+      name: the network's name.
+      peers: positions in the group of those that run through it.
+      part: what of the network it is, a method of `Network`: "whole", "with_auxiliary",
+        "trunk" (one member for all its peers) or "branch".
+      kind: "train", "later" or "frozen", see `Method.passes`.
+      optimizer: its settings.
+    """
+
+    name: str
+    peers: tuple[int, ...]
+    part: str
+    kind: str
+    optimizer: ConfigDict
+
+
 class Stack(NamedTuple):
     """Peers of one network and one optimizer.
 
     Attributes:
-      name: the network's name.
-      peers: positions of its members in the group.
+      name, peers, part, kind: see `Layout`.
       module: the network.
       optimizer: gradient → update, without the learning rate.
       learning_rate: step → learning rate.
@@ -46,6 +61,8 @@ class Stack(NamedTuple):
 
     name: str
     peers: tuple[int, ...]
+    part: str
+    kind: str
     module: Network
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
@@ -63,19 +80,23 @@ class Stack(NamedTuple):
 
 
 class Group(NamedTuple):
-    """All the networks that train together."""
+    """All the networks that train together.
+
+    Attributes:
+      stacks: a trunk comes right before its branches.
+      mesh: devices, with axes `data` and `peer`.
+      names: the networks' names in peer order.
+      trunk_scale: what multiplies the gradient that branches send into their trunk.
+    """
 
     stacks: tuple[Stack, ...]
     mesh: Mesh
+    names: list[str]
+    trunk_scale: float
 
     @property
     def size(self) -> int:
-        return sum(len(stack.peers) for stack in self.stacks)
-
-    @property
-    def names(self) -> list[str]:
-        """The networks' names in peer order."""
-        return [name for _, name in sorted((p, s.name) for s in self.stacks for p in s.peers)]
+        return len(self.names)
 
 
 @flax.struct.dataclass
@@ -87,53 +108,125 @@ class StackState:
     opt_state: Any
 
 
-def layout(config, apart: np.ndarray) -> list[tuple[str, ConfigDict, list[int]]]:
-    """Which peers are one stack: (network, optimizer settings, positions) of each.
-
-    Args:
-      config: the whole, checked config.
-      apart: [P] bool; peers that do not run with the others (a pivot) are stacked apart.
-    """
+def layout(config, method) -> list[Layout]:
+    """The stacks of a checked config's group: equal network, optimizer and kind are one."""
+    networks = [peer.model for peer in config.peers]
+    settings = [optimizers.settings(config, peer) for peer in config.peers]
+    if method.shares_trunk(config.method):
+        everyone = tuple(range(len(networks)))
+        return [
+            Layout(networks[0], everyone, part, "train", settings[0])
+            for part in ("trunk", "branch")
+        ]
+    part = "with_auxiliary" if method.auxiliary_heads else "whole"
+    kinds = method.passes(config.method, len(networks))
     found: dict = {}
-    for i, peer in enumerate(config.peers):
-        settings = optimizers.settings(config, peer)
-        key = (peer.model, bool(apart[i]), settings.to_json(sort_keys=True))
-        found.setdefault(key, (peer.model, settings, []))[2].append(i)
-    return list(found.values())
+    for i, key in enumerate(zip(networks, kinds, settings, strict=True)):
+        found.setdefault((*key[:2], key[2].to_json(sort_keys=True)), []).append(i)
+    return [
+        Layout(network, tuple(members), part, kind, settings[members[0]])
+        for (network, kind, _), members in found.items()
+    ]
 
 
-def build(config, num_classes: int, steps_per_epoch: int, mesh: Mesh, apart: np.ndarray) -> Group:
+def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) -> Group:
     """The group that a config describes.
 
     Args:
-      config, apart: see `layout`.
+      config, method: see `layout`.
       num_classes: outputs C of every network.
       steps_per_epoch: the unit of the learning-rate schedules.
       mesh: devices, with axes `data` and `peer`.
     """
     stacks = []
-    for name, settings, members in layout(config, apart):
+    for name, members, part, kind, settings in layout(config, method):
         split = mesh.shape["peer"] > 1 and len(members) % mesh.shape["peer"] == 0
+        frozen = kind == "frozen"
         stacks.append(
             Stack(
                 name=name,
-                peers=tuple(members),
+                peers=members,
+                part=part,
+                kind=kind,
                 module=models.create(name, num_classes, batch_axes(split)),
-                optimizer=optimizers.optimizer(settings),
+                optimizer=optax.identity() if frozen else optimizers.optimizer(settings),
                 learning_rate=optimizers.schedule(settings, config.epochs, steps_per_epoch),
                 split=split,
             )
         )
-    return Group(tuple(stacks), mesh)
+    names = [peer.model for peer in config.peers]
+    scale = 1 / len(names) if method.rescale_trunk else 1.0
+    return Group(tuple(stacks), mesh, names, scale)
+
+
+def plain_variables(stacks, states, peer: int) -> dict:
+    """A peer as a plain network: its branch with the trunk, without auxiliary heads.
+
+    Args:
+      stacks: of the group, or their `Layout`s.
+      states: a `StackState` for each.
+      peer: position in the group.
+
+    Returns:
+      {"params", "batch_stats"}, as the network's own `init` gives them.
+    """
+    variables: dict = {"params": {}, "batch_stats": {}}
+    for stack, state in zip(stacks, states, strict=True):
+        if peer in stack.peers:
+            row = 0 if stack.part == "trunk" else stack.peers.index(peer)
+            for name, tree in (("params", state.params), ("batch_stats", state.stats)):
+                parts = {k: v for k, v in tree.items() if not k.startswith("auxiliary")}
+                variables[name] |= select(parts, row)
+    return variables
 
 
 def abstract_variables(stack: Stack, image_shape: tuple[int, int, int]):
-    """Shapes of one member's variables {"params", "batch_stats"}; nothing is computed."""
-    return jax.eval_shape(_initialiser(stack, image_shape), jax.random.key(0))
+    """Shapes of the plain network's variables {"params", "batch_stats"}; nothing is computed."""
+    images = jnp.zeros((1, *image_shape))
+    return jax.eval_shape(
+        lambda key: stack.module.init(key, images, train=False), jax.random.key(0)
+    )
 
 
-def _initialiser(stack, image_shape):
-    return lambda key: stack.module.init(key, jnp.zeros((1, *image_shape)), train=False)
+def _outputs(stack, key, images):
+    """What a network gives for images with fresh variables, and those variables."""
+    method = "with_auxiliary" if stack.part == "with_auxiliary" else "whole"
+    return stack.module.init_with_output(key, images, train=False, method=method)
+
+
+def abstract_outputs(group: Group, image_shape, batch_size: int) -> dict:
+    """Zeros in the shapes of `whole_outputs`."""
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    rows: dict = {}
+    trunk = None
+    for stack in group.stacks:
+        outputs, variables = jax.eval_shape(
+            lambda x, s=stack: _outputs(s, jax.random.key(0), x), images
+        )
+        rows.update(dict.fromkeys(stack.peers, outputs))
+        if stack.part == "trunk":
+            x = jax.eval_shape(
+                lambda v, x, s=stack: s.module.apply(v, x, train=False, method="trunk"),
+                variables,
+                images,
+            )
+            trunk = jnp.zeros((batch_size, x.shape[-1]))
+    rows = [jax.tree.map(lambda x: jnp.zeros(x.shape), rows[i]) for i in range(group.size)]
+    return by_field(rows) | {"trunk": trunk}
+
+
+def by_field(rows: list) -> dict:
+    """The peers' `Outputs` (None for a peer without a pass) as fields of `methods.Batch`."""
+    some = next(row for row in rows if row is not None)
+    nothing = jnp.zeros_like(some.logits)
+    auxiliary = None
+    if some.auxiliary is not None:
+        auxiliary = jnp.stack([row.auxiliary for row in rows])
+    return {
+        "logits": jnp.stack([nothing if row is None else row.logits for row in rows]),
+        "features": tuple(None if row is None else row.features for row in rows),
+        "auxiliary": auxiliary,
+    }
 
 
 def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[StackState, ...]:
@@ -141,33 +234,55 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
 
     Args:
       group: the networks.
-      key: a fresh peer's weights depend on it and on the peer's position alone.
+      key: a fresh peer's weights depend on it and on the peer's position alone; a trunk is
+        that of peer 0.
       image_shape: (height, width, channels).
-      pretrained: peer → variables {"params", "batch_stats"} to start from instead.
+      pretrained: peer → plain network's variables {"params", "batch_stats"} to start from
+        instead.
     """
     # One member at a time: random numbers of a whole stack compile three times as long.
-    fresh = {stack.name: jax.jit(_initialiser(stack, image_shape)) for stack in group.stacks}
-    states = []
+    images, fresh, states = jnp.zeros((1, *image_shape)), {}, []
     for stack in group.stacks:
-        variables = [
-            pretrained[peer]
-            if peer in pretrained
-            else fresh[stack.name](jax.random.fold_in(key, peer))
-            for peer in stack.peers
-        ]
-        states.append(jax.jit(lambda *v, stack=stack: _stacked(stack, v))(*variables))
+        if (stack.name, stack.part) not in fresh:
+            fresh[stack.name, stack.part] = jax.jit(
+                lambda key, s=stack: _part(s, _outputs(s, key, images)[1])
+            )
+        members = []
+        for peer in stack.peers[: _size(stack)]:
+            variables = _part(stack, pretrained.get(peer, {"params": {}, "batch_stats": {}}))
+            if peer not in pretrained or stack.part == "with_auxiliary":
+                new = fresh[stack.name, stack.part](jax.random.fold_in(key, peer))
+                variables = {name: tree | variables[name] for name, tree in new.items()}
+            members.append(variables)
+        states.append(jax.jit(lambda *v, s=stack: _stacked(s, v))(*members))
     return tuple(states)
 
 
 def abstract(group: Group, image_shape: tuple[int, int, int]) -> tuple[StackState, ...]:
     """Shapes of what `init` gives; nothing is computed."""
-    return tuple(
-        jax.eval_shape(
-            lambda *v, stack=stack: _stacked(stack, v),
-            *[abstract_variables(stack, image_shape)] * len(stack.peers),
-        )
-        for stack in group.stacks
-    )
+
+    def state(stack, key):
+        variables = _part(stack, _outputs(stack, key, jnp.zeros((1, *image_shape)))[1])
+        return _stacked(stack, [variables] * _size(stack))
+
+    key = jax.random.key(0)
+    return tuple(jax.eval_shape(lambda k, s=stack: state(s, k), key) for stack in group.stacks)
+
+
+def _size(stack) -> int:
+    """How many members the stack has."""
+    return 1 if stack.part == "trunk" else len(stack.peers)
+
+
+def _part(stack, variables):
+    """Of a network's variables, those of the stack's part."""
+    if stack.part not in ("trunk", "branch"):
+        return variables
+    keys, wanted = stack.module.branch_keys(), stack.part == "branch"
+    return {
+        name: {k: v for k, v in tree.items() if (k in keys) == wanted}
+        for name, tree in variables.items()
+    }
 
 
 def _stacked(stack, variables):
@@ -184,118 +299,6 @@ def shardings(group: Group, states: tuple[StackState, ...]) -> tuple[StackState,
     )
 
 
-# --- Inside the step: what follows runs under `jax.shard_map`. ---
-
-
-def share(x, axes, axis: int = 0):
-    """This device's part of a whole array."""
-    size = x.shape[axis] // lax.axis_size(axes)
-    return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size, axis)
-
-
-def members(stack: Stack, x):
-    """The entries of a whole [P, ...] array that belong to this device's members."""
-    x = jnp.asarray(x)[np.array(stack.peers)]
-    return share(x, "peer") if stack.split else x
-
-
-def over_batch(stack: Stack, x):
-    """[members, B, ...] of the whole batch from this device's [members, images, ...]."""
-    return lax.all_gather(x, stack.batch_axes, axis=1, tiled=True)
-
-
-def over_peers(group: Group, parts: list):
-    """[P, ...] of the whole group from each stack's [members, ...].
-
-    Peers of a stack whose part is None are zero.
-    """
-    rows = {}
-    for stack, part in zip(group.stacks, parts, strict=True):
-        if part is not None:
-            part = lax.all_gather(part, "peer", tiled=True) if stack.split else part
-            rows.update(zip(stack.peers, part, strict=True))
-    nothing = jnp.zeros_like(next(iter(rows.values())))
-    return jnp.stack([rows.get(peer, nothing) for peer in range(group.size)])
-
-
-def images_of(stack: Stack, images):
-    """The part of a `data` row's images that this device runs through the stack."""
-    return images if stack.split else share(images, "peer")
-
-
-def forward(stack: Stack, state: StackState, images) -> tuple[jax.Array, Callable, Any]:
-    """One forward pass in train mode of this device's members on its images.
-
-    Args:
-      images: [images, H, W, channels].
-
-    Returns:
-      Logits [members, images, C], the pullback (see `gradients`) and the new running
-      statistics.
-    """
-
-    def logits(params):
-        def one(params, stats):
-            variables = {"params": params, "batch_stats": stats}
-            return stack.module.apply(variables, images, train=True, mutable="batch_stats")
-
-        out, updated = jax.vmap(one)(params, state.stats)
-        return out, updated["batch_stats"]
-
-    return jax.vjp(logits, state.params, has_aux=True)
-
-
-def predict(stack: Stack, state: StackState, images):
-    """Logits [members, images, C] in eval mode (running statistics)."""
-
-    def one(params, stats):
-        variables = {"params": params, "batch_stats": stats}
-        return stack.module.apply(variables, images, train=False)
-
-    return jax.vmap(one)(state.params, state.stats)
-
-
-def gradients(stack: Stack, pullback: Callable, d_logits):
-    """Gradients for the members' parameters of a loss over the whole batch.
-
-    Args:
-      pullback: of `forward`.
-      d_logits: [members, B, C], the loss's gradient for the logits of the whole batch.
-    """
-    (grads,) = pullback(share(d_logits, stack.batch_axes, axis=1))
-    return lax.psum(grads, stack.batch_axes)
-
-
-def update(stack: Stack, state: StackState, grads, stats, step, learns) -> StackState:
-    """One optimizer step of the members that learn; the others stay bit for bit.
-
-    Args:
-      state: what is updated.
-      grads: as `gradients` gives them.
-      stats: running statistics after the pass that gave the gradients.
-      step: int32 scalar, for the learning rate.
-      learns: [members] bool.
-    """
-    updates, opt_state = jax.vmap(stack.optimizer.update)(grads, state.opt_state, state.params)
-    rate = stack.learning_rate(step)
-    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    return where(learns, StackState(params, stats, opt_state), state)
-
-
-def where(mask, new, old):
-    """Leaf by leaf, the new members where the mask holds and the old ones elsewhere."""
-
-    def choose(new, old):
-        return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
-
-    return jax.tree.map(choose, new, old)
-
-
 def select(states, slots):
     """The members at these positions of the leading axis."""
     return jax.tree.map(lambda x: x[slots], states)
-
-
-def put(states, slots, chosen):
-    """`states` with the members at these positions replaced."""
-    return jax.tree.map(lambda x, y: x.at[slots].set(y), states, chosen)

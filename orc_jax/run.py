@@ -13,16 +13,17 @@ from orc_jax import display, methods, metrics, peers
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.data import batches
 from orc_jax.errors import UserError
-from orc_jax.step import (
-    abstract_state,
-    compile_steps,
-    evaluation_batch_size,
-    evaluation_zeros,
-)
+from orc_jax.initial import abstract_state
+from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
 
 
 class Setup(NamedTuple):
-    """What a config builds, before any weights."""
+    """What a config builds, before any weights.
+
+    Attributes:
+      held_out_split: training images that the method keeps aside.
+      num_params: of every peer, as the plain network that is kept.
+    """
 
     config: Any
     dataset: datasets.Dataset
@@ -30,8 +31,14 @@ class Setup(NamedTuple):
     group: peers.Group
     train_split: batches.OnDevice
     test_split: batches.OnDevice
+    held_out_split: batches.OnDevice | None
     steps_per_epoch: int
     num_params: list[int]
+
+    @property
+    def kept(self) -> list[int]:
+        """The peers that the training is for."""
+        return self.method.kept(self.config.method, self.group.size)
 
     def on_mesh(self, tree):
         """A copy of host arrays on every device."""
@@ -39,8 +46,7 @@ class Setup(NamedTuple):
 
     def state_args(self):
         """The arguments that `init_state` and `abstract_state` share."""
-        shape, classes = self.dataset.image_shape, self.dataset.num_classes
-        return self.config, self.group, self.method, shape, classes
+        return self.config, self.group, self.method, self.dataset.image_shape
 
 
 def prepare(config, data: tuple | None = None) -> Setup:
@@ -61,27 +67,38 @@ def prepare(config, data: tuple | None = None) -> Setup:
             f"data.pad is {config.data.pad}, allowed: less than the images' size, "
             f"{dataset.image_shape[0]}×{dataset.image_shape[1]}"
         )
-    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    method = methods.get(config.method.name)
+    train, held_out = datasets.hold_out(dataset.train, method.held_out(config.method), config.seed)
+    steps_per_epoch = len(train.labels) // config.batch_size
     if not steps_per_epoch:
         raise UserError(
             f"batch_size is {config.batch_size}, allowed: at most the "
-            f"{len(dataset.train.labels)} training images"
+            f"{len(train.labels)} training images"
         )
     devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
     mesh = jax.sharding.Mesh(devices, ("data", "peer"))
-    method = methods.get(config.method.name)
-    apart = method.apart(config.method, len(config.peers))
-    group = peers.build(config, dataset.num_classes, steps_per_epoch, mesh, apart)
+    group = peers.build(config, method, dataset.num_classes, steps_per_epoch, mesh)
     num_params = [0] * group.size
     for stack in group.stacks:
         params = peers.abstract_variables(stack, dataset.image_shape)["params"]
         for peer in stack.peers:
             num_params[peer] = sum(leaf.size for leaf in jax.tree.leaves(params))
-    train_split, test_split = jax.device_put(
-        batches.normalised(dataset), NamedSharding(mesh, PartitionSpec())
+    scale = batches.scale(dataset.train.images)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    train_split, test_split, held_out_split = (
+        split and jax.device_put(batches.OnDevice(*split, *scale), everywhere)
+        for split in (train, dataset.test, held_out)
     )
     return Setup(
-        config, dataset, method, group, train_split, test_split, steps_per_epoch, num_params
+        config=config,
+        dataset=dataset,
+        method=method,
+        group=group,
+        train_split=train_split,
+        test_split=test_split,
+        held_out_split=held_out_split,
+        steps_per_epoch=steps_per_epoch,
+        num_params=num_params,
     )
 
 
@@ -118,7 +135,7 @@ def evaluate(
         step = checkpoints.step(which)
         setup = prepare(config, data)
         state = checkpoints.restore(step, abstract_state(*setup.state_args()))
-    _, evaluation_step = compile_steps(config, setup.group, setup.method)
+    _, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
     test = evaluate_split(setup, evaluation_step, state.stacks)
     title = f"{workdir}, {which} checkpoint (step {step})"
     show_table(setup, title, test, state.promotions.tolist(), step)
@@ -144,6 +161,5 @@ def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step
       step: steps done.
     """
     roles = setup.method.describe(setup.config.method, setup.group.size)
-    apart = setup.method.apart(setup.config.method, setup.group.size)
-    shares = [None if apart[i] else count / max(step, 1) for i, count in enumerate(promotions)]
-    display.show_peers(title, setup.group.names, roles, setup.num_params, shares, test)
+    shares = [count / max(step, 1) for count in promotions]
+    display.show_peers(title, setup.group.names, roles, setup.num_params, shares, test, setup.kept)

@@ -12,52 +12,29 @@ parameters' gradient.
 
 from functools import partial
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from orc_jax import losses, peers
+from orc_jax import losses, optimizers, passes, peers
 from orc_jax.data import batches
+from orc_jax.methods.method import Batch, Lesson, Method, Turn
+from orc_jax.state import MethodState, State, streams
+
+# The fields of a `Batch` that come from the networks.
+DIFFERENTIATED = ("logits", "features", "auxiliary", "trunk")
 
 
-@flax.struct.dataclass
-class State:
-    """All that a run must remember: equal states continue equally, bit for bit.
-
-    Attributes:
-      step: steps done.
-      seed: source of all randomness, together with the step.
-      stacks: variables and optimizer state of the networks.
-      promotions: [P] how often each peer was promoted since the run began.
-      sums: metrics summed over the running epoch; `sums["steps"]` counts its steps.
-      failed_at: [P] first step in which the peer's outputs were not finite, or −1.
-    """
-
-    step: jax.Array
-    seed: jax.Array
-    stacks: tuple[peers.StackState, ...]
-    promotions: jax.Array
-    sums: dict[str, jax.Array]
-    failed_at: jax.Array
-
-
-def streams(seed):
-    """Independent random streams of a run: (initial weights, data order, steps)."""
-    return jax.random.split(jax.random.key(seed), 3)
-
-
-def make_train_step(config, group: peers.Group, method):
+def make_train_step(config, group: peers.Group, method: Method):
     """The step of a group and method: (state, train split, order [steps, B]) → state.
 
     Args:
       config: the whole config; `config.method` goes to the method.
       group: the networks and their mesh.
-      method: a module of `orc_jax.methods`.
+      method: of `orc_jax.methods`.
     """
-    apart = method.apart(config.method, group.size)
 
     def step(state: State, data: batches.OnDevice, order) -> State:
         key = jax.random.fold_in(streams(state.seed)[2], state.step)
@@ -67,50 +44,46 @@ def make_train_step(config, group: peers.Group, method):
         at = state.step % len(order)
         positions = order[at]
         labels = data.labels[positions]
-        moves = batches.draw_augmentation(augmentation_key, config, len(positions))
+        shape = (group.size,) * method.own_augmentation + positions.shape
+        moves = batches.draw_augmentation(augmentation_key, config, shape)
 
         def images_at(slots):
             """The augmented images in these slots of the batch; every device has them all."""
-            own = jax.tree.map(lambda x: x[slots], (positions, moves))
+            own = jax.tree.map(lambda x: x[..., slots], (positions, moves))
             return batches.take(data, *own, config.data.pad_mode)
 
-        slots = peers.share(jnp.arange(len(positions)), "data")
-        images = images_at(slots)
+        images = images_at(passes.share(jnp.arange(len(positions)), "data"))
 
-        # One forward pass of every network. From here on every device knows the logits
-        # [P, B, C] of the whole group and batch.
-        passes = [
-            None
-            if apart[list(stack.peers)].all()
-            else peers.forward(stack, stack_state, peers.images_of(stack, images))
-            for stack, stack_state in zip(group.stacks, state.stacks, strict=True)
-        ]
-        logits = peers.over_peers(
-            group,
-            [
-                p and peers.over_batch(stack, p[0])
-                for stack, p in zip(group.stacks, passes, strict=True)
-            ],
+        # One forward pass of every network. From here on every device knows the outputs of
+        # the whole group and batch.
+        done = passes.forward_group(group, state.stacks, images, method.own_augmentation)
+        outputs = passes.whole_outputs(group, done)
+        batch = Batch(
+            labels=labels, memory=state.method.memory, epoch=state.step // len(order), **outputs
         )
 
         # Roles, teachers that learn first, and the loss: the method's own part.
         teach = partial(_teach, group, images_at, images, state.step)
-        stacks, logits, roles, d_logits, metrics = _study(
-            config, method, state.stacks, logits, labels, method_key, teach
+        stacks, batch, turn, gradients, metrics = study(
+            config, method, state.stacks, batch, state.method.params, method_key, teach
         )
 
         # Each network's own gradient, from the one pass above, and its optimizer step.
+        d_outputs, d_own = gradients
+        grads = passes.backward(group, done, d_outputs)
         stacks = tuple(
-            _learn(stack, stack_state, p, d_logits, state.step, roles.learns)
-            for stack, stack_state, p in zip(group.stacks, stacks, passes, strict=True)
+            _learn(stack, stack_state, grad, one, state.step, turn.learns)
+            for stack, stack_state, grad, one in zip(group.stacks, stacks, grads, done, strict=True)
         )
 
-        finite = jnp.isfinite(losses.cross_entropy(logits, labels)).all(axis=1)
+        finite = jnp.isfinite(losses.cross_entropy(batch.logits, labels)).all(axis=1)
+        promoted = 0 if turn.promoted is None else turn.promoted
         return State(
             step=state.step + 1,
             seed=state.seed,
             stacks=stacks,
-            promotions=state.promotions + roles.promoted,
+            method=_learn_own(config, state.method, d_own, state.step, len(order)),
+            promotions=state.promotions + promoted,
             sums=jax.tree.map(lambda s, m: jnp.where(at == 0, 0, s) + m, state.sums, metrics),
             failed_at=jnp.where(finite | (state.failed_at >= 0), state.failed_at, state.step),
         )
@@ -118,108 +91,123 @@ def make_train_step(config, group: peers.Group, method):
     return step
 
 
-def _study(config, method, stacks, logits, labels, key, teach):
-    """The phase before the loss, the loss and its gradient for the logits [P, B, C]."""
-    stacks, logits, roles, phase_metrics = method.phase(
-        config.method, stacks, lax.stop_gradient(logits), labels, key, teach
-    )
-
-    def total(logits):
-        peer_loss, loss_metrics = method.loss(config.method, logits, labels, roles)
-        return peer_loss.sum(), {"loss": peer_loss, **loss_metrics}
-
-    d_logits, loss_metrics = jax.grad(total, has_aux=True)(logits)
-    metrics = {
-        name: jnp.asarray(phase_metrics.get(name, 0.0) + loss_metrics.get(name, 0.0), jnp.float32)
-        for name in sorted(phase_metrics.keys() | loss_metrics.keys())
-    }
-    metrics["steps"] = jnp.ones(())
-    metrics["top1"] = 100.0 * (logits.argmax(axis=-1) == labels).mean(axis=1)
-    return stacks, logits, roles, d_logits, metrics
-
-
-def _learn(stack, stack_state, forward_pass, d_logits, step, learns):
-    """The optimizer step of a stack's members that learn from the loss."""
-    if forward_pass is None:
-        return stack_state
-    _, pullback, stats = forward_pass
-    grads = peers.gradients(stack, pullback, peers.members(stack, d_logits))
-    learns = peers.members(stack, learns)
-    return peers.update(stack, stack_state, grads, stats, step, learns)
-
-
-def _teach(group, images_at, images, step, stacks, logits, teachers, among, at_most, mix, loss):
-    """Gives the teachers an optimizer step on mixed images, before they teach.
-
-    Which peers teach is known only at run time, so each stack runs as many networks as
-    could be teachers at once, with the teachers' weights gathered into them. (A
-    `lax.cond` per peer would run none in vain, but XLA's CPU convolutions are 30 times
-    slower inside a conditional.)
-
-    Args:
-      stacks, logits: of the group, before.
-      teachers: [P] bool, who learns here.
-      among: [P] bool, known at compile time: who ever can.
-      at_most: how many teachers there can be at once.
-      mix: (λ, partner [B]): image b becomes λ x_b + (1−λ) x_partner[b].
-      loss: logits [n, B, C] on the mixed images → losses [n].
+def study(config, method: Method, stacks, batch: Batch, own_params, key, teach):
+    """The phase before the loss, the loss, and its gradients.
 
     Returns:
-      Stacks with the taught teachers, logits in which the teachers' are those of their
-      new weights on the batch itself, and the teachers' losses [P].
+      Stacks and batch with the taught teachers, the `Turn`, (gradient for the peers'
+      outputs, gradient for the method's own parameters), and metrics.
     """
-    lam, partner = mix
-    mixed = lam * images + (1 - lam) * images_at(peers.share(partner, "data"))
+    size = len(batch.logits)
+    kinds = np.array(method.passes(config.method, size))
+    turn = Turn(learns=jnp.asarray(kinds != "frozen"))
+    if method.phase:
+        turn = method.phase(config.method, lax.stop_gradient(batch), key)
+    taught = jnp.zeros(size)
+    if turn.lesson:
+        stacks, logits, taught = teach(stacks, batch.logits, turn.lesson)
+        batch = batch._replace(logits=logits)
+    batch = batch._replace(roles=turn.roles)
+    network = method.network and method.network(config.method, size)
+
+    def total(outputs, own_params):
+        seen = batch._replace(**outputs)
+        if network:
+            seen = seen._replace(own=network.apply({"params": own_params}, seen))
+        terms = method.loss(config.method, seen)
+        return sum(term.sum() for term in terms.values()), terms
+
+    outputs = {name: getattr(batch, name) for name in DIFFERENTIATED}
+    gradients, terms = jax.grad(total, argnums=(0, 1), has_aux=True)(outputs, own_params)
+
+    metrics = dict(turn.metrics)
+    metrics["loss"] = taught + sum(term for term in terms.values() if term.ndim)
+    metrics |= {f"term/{name}": term.sum() for name, term in terms.items()}
+    if turn.lesson:
+        metrics["term/intensive"] = taught.sum()
+    if turn.promoted is not None:
+        metrics["promoted"] = turn.promoted
+    metrics["learned"] = turn.learns
+    metrics["top1"] = 100.0 * (batch.logits.argmax(axis=-1) == batch.labels).mean(axis=1)
+    metrics["diversity"] = losses.diversity(batch.logits).mean()
+    metrics["steps"] = jnp.ones(())
+    # Sorted, so that the program is the same in every process and is found in the cache.
+    metrics = {name: jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)}
+    return stacks, batch, turn, gradients, metrics
+
+
+def _learn(stack, stack_state, grads, one, step, learns):
+    """The optimizer step of a stack's members that learn from the loss."""
+    if grads is None:
+        return stack_state
+    learns = learns.any()[None] if stack.part == "trunk" else passes.members(stack, learns)
+    return passes.update(stack, stack_state, grads, one.stats, step, learns)
+
+
+def _learn_own(config, state: MethodState, grads, step, steps_per_epoch) -> MethodState:
+    """The optimizer step of the method's own parameters, with the run's settings."""
+    if not state.params:
+        return state
+    optimizer = optimizers.optimizer(config.optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    rate = optimizers.schedule(config.optimizer, config.epochs, steps_per_epoch)(step)
+    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    return MethodState(params, opt_state, state.memory)
+
+
+def _teach(group, images_at, images, step, stacks, logits, lesson: Lesson):
+    """Gives the pupils of a lesson their optimizer step on mixed images.
+
+    Which peers these are is known only at run time, so each stack runs as many networks as
+    could be pupils at once, with the pupils' weights gathered into them. (A `lax.cond` per
+    peer would run none in vain, but XLA's CPU convolutions are 30 times slower inside a
+    conditional.)
+
+    Returns:
+      Stacks with the taught peers, logits in which theirs are those of their new weights on
+      the batch itself, and their losses [P].
+    """
+    lam, partner = lesson.mix
+    mixed = lam * images + (1 - lam) * images_at(passes.share(partner, "data"))
 
     def total(logits):
-        slot_losses = loss(logits)
+        slot_losses = lesson.loss(logits)
         return slot_losses.sum(), slot_losses
 
     new_stacks, taught_logits, taught_losses = [], [], []
     for stack, stack_state in zip(group.stacks, stacks, strict=True):
-        if not among[list(stack.peers)].any():
+        if not lesson.among[list(stack.peers)].any():
             new_stacks.append(stack_state)
             taught_logits.append(None)
             taught_losses.append(None)
             continue
-        active = peers.members(stack, teachers)
-        slots = jnp.argsort(~active)[:at_most]
+        active = passes.members(stack, lesson.pupils)
+        slots = jnp.argsort(~active)[: lesson.at_most]
         pupils = peers.select(stack_state, slots)
 
-        mixed_logits, pullback, stats = peers.forward(stack, pupils, peers.images_of(stack, mixed))
-        batch_logits = peers.over_batch(stack, mixed_logits)
+        learned = passes.forward(stack, pupils, passes.images_of(stack, mixed))
+        batch_logits = passes.over_batch(stack, learned.outputs.logits)
         d_logits, slot_losses = jax.grad(total, has_aux=True)(batch_logits)
-        grads = peers.gradients(stack, pullback, d_logits)
-        pupils = peers.update(stack, pupils, grads, stats, step, active[slots])
+        grads = passes.gradients(stack, learned, d_logits)
+        pupils = passes.update(stack, pupils, grads, learned.stats, step, active[slots])
 
         # They teach in train mode, by the statistics of this batch, like their students.
-        new_logits, _, _ = peers.forward(stack, pupils, peers.images_of(stack, images))
-        new_stacks.append(peers.put(stack_state, slots, pupils))
+        teaching = passes.forward(stack, pupils, passes.images_of(stack, images))
+        new_logits = passes.over_batch(stack, teaching.outputs.logits)
+        new_stacks.append(passes.put(stack_state, slots, pupils))
         empty = jnp.zeros((len(active), *logits.shape[1:]))
-        taught_logits.append(empty.at[slots].set(peers.over_batch(stack, new_logits)))
+        taught_logits.append(empty.at[slots].set(new_logits))
         taught_losses.append(jnp.zeros(len(active)).at[slots].set(slot_losses))
 
-    taught = peers.over_peers(group, taught_logits)
-    logits = jnp.where(teachers[:, None, None], lax.stop_gradient(taught), logits)
-    teacher_losses = jnp.where(teachers, peers.over_peers(group, taught_losses), 0.0)
-    return tuple(new_stacks), logits, teacher_losses
+    def of_pupils(parts, others):
+        rows = passes.over_peers(group, parts)
+        return jnp.stack([o if row is None else row for row, o in zip(rows, others, strict=True)])
 
-
-@partial(jax.jit, static_argnums=0)
-def failures(members: tuple[tuple[int, ...], ...], state: State) -> jax.Array:
-    """`state.failed_at`, with the peers added whose weights or statistics are not finite.
-
-    Args:
-      members: the peers of every stack.
-      state: between two steps.
-    """
-    broken = {}
-    for stack, stack_state in zip(members, state.stacks, strict=True):
-        leaves = jax.tree.leaves((stack_state.params, stack_state.stats))
-        finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
-        broken |= zip(stack, ~jnp.stack(finite).all(axis=0), strict=True)
-    broken = jnp.stack([broken[peer] for peer in range(len(broken))])
-    return jnp.where((state.failed_at < 0) & broken, state.step, state.failed_at)
+    mask = lesson.pupils
+    taught = lax.stop_gradient(of_pupils(taught_logits, logits))
+    losses_of = of_pupils(taught_losses, jnp.zeros(len(mask)))
+    logits = jnp.where(mask[:, None, None], taught, logits)
+    return tuple(new_stacks), logits, jnp.where(mask, losses_of, 0.0)
 
 
 def evaluation_batch_size(config, group: peers.Group) -> int:
@@ -233,19 +221,12 @@ def make_evaluation_step(group: peers.Group, batch_size: int):
 
     The sums are over images and for the P peers followed by the ensemble, whose output is
     the mean of the peers' softmax outputs: correct top-1 and top-5 answers, cross-entropy
-    in nats, and (one number) the images counted.
+    in nats; and, one number each, the diversity and the images counted.
     """
 
     def step(stacks, data: batches.OnDevice, index, sums):
         images, labels, counts = batches.evaluation_batch(data, index, batch_size)
-        images = peers.share(images, "data")
-        logits = peers.over_peers(
-            group,
-            [
-                peers.over_batch(stack, peers.predict(stack, s, peers.images_of(stack, images)))
-                for stack, s in zip(group.stacks, stacks, strict=True)
-            ],
-        )
+        logits = passes.predict_group(group, stacks, passes.share(images, "data"))
         log_probs = jax.nn.log_softmax(logits)
         ensemble = jax.nn.logsumexp(log_probs, axis=0, b=1 / group.size)
         log_probs = jnp.concatenate([log_probs, ensemble[None]])
@@ -255,6 +236,7 @@ def make_evaluation_step(group: peers.Group, batch_size: int):
             "top5": best.any(axis=-1),
             "loss": losses.cross_entropy(log_probs, labels),
         }
+        batch["diversity"] = losses.diversity(logits)[None]
         batch = {name: jnp.where(counts, value, 0).sum(axis=1) for name, value in batch.items()}
         batch["images"] = counts.sum()
         return jax.tree.map(lambda s, b: s + b.astype(jnp.float32), sums, batch)
@@ -265,76 +247,28 @@ def make_evaluation_step(group: peers.Group, batch_size: int):
 def evaluation_zeros(group_size: int) -> dict[str, jax.Array]:
     """The sums of `make_evaluation_step` before the first batch."""
     zeros = {name: jnp.zeros(group_size + 1) for name in ("top1", "top5", "loss")}
-    return zeros | {"images": jnp.zeros(())}
+    return zeros | {"diversity": jnp.zeros(1), "images": jnp.zeros(())}
 
 
-def init_state(config, group: peers.Group, method, image_shape, num_classes, pretrained) -> State:
-    """The state before the first step, placed on the mesh.
+def make_prediction_step(group: peers.Group, batch_size: int):
+    """(stacks, split, batch index) → logits [P, B, C] in eval mode."""
 
-    Args:
-      config, group, method: of the run.
-      image_shape: (height, width, channels).
-      num_classes: C.
-      pretrained: peer → variables to start from.
-    """
-    stacks = peers.init(group, streams(config.seed)[0], image_shape, pretrained)
-    state = _first_state(config, group, method, num_classes, stacks)
-    return jax.device_put(state, state_shardings(group, state))
+    def step(stacks, data: batches.OnDevice, index):
+        images, _, _ = batches.evaluation_batch(data, index, batch_size)
+        return passes.predict_group(group, stacks, passes.share(images, "data"))
+
+    return step
 
 
-def abstract_state(config, group: peers.Group, method, image_shape, num_classes: int) -> State:
-    """What `init_state` gives, as shapes with their placement; nothing is computed."""
-    stacks = peers.abstract(group, image_shape)
-    state = _first_state(config, group, method, num_classes, stacks)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        state,
-        state_shardings(group, state),
-    )
-
-
-def _first_state(config, group, method, num_classes, stacks):
-    return State(
-        step=np.int32(0),
-        seed=np.int32(config.seed),
-        stacks=stacks,
-        promotions=np.zeros(group.size, np.int32),
-        sums=_zero_sums(config, group, method, num_classes),
-        failed_at=np.full(group.size, -1, np.int32),
-    )
-
-
-def _zero_sums(config, group, method, num_classes):
-    """Zeros for every metric of the method; its networks are not traced for this."""
-
-    def metrics():
-        logits = jnp.zeros((group.size, config.batch_size, num_classes))
-        labels = jnp.zeros(config.batch_size, jnp.int32)
-
-        def teach(stacks, logits, *args, **kwargs):
-            return stacks, logits, jnp.zeros(group.size)
-
-        return _study(config, method, (), logits, labels, jax.random.key(0), teach)[-1]
-
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(metrics))
-
-
-def state_shardings(group: peers.Group, state: State) -> State:
-    """For every leaf of a state, how it lies on the mesh."""
-    everywhere = NamedSharding(group.mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda _: everywhere, state)
-    return shardings.replace(stacks=peers.shardings(group, state.stacks))
-
-
-def compile_steps(config, group: peers.Group, method):
-    """The jitted train and evaluation step; the train step's state is donated.
+def compile_steps(config, group: peers.Group, method: Method):
+    """The jitted train, evaluation and prediction step; the train step's state is donated.
 
     Returns:
-      (train step, evaluation step), see `make_train_step` and `make_evaluation_step`.
+      See `make_train_step`, `make_evaluation_step` and `make_prediction_step`.
     """
     everywhere = PartitionSpec()
     stacks = tuple(stack.spec for stack in group.stacks)
-    state = State(everywhere, everywhere, stacks, everywhere, everywhere, everywhere)
+    state = State(*[everywhere] * 2, stacks, *[everywhere] * 4)
 
     # Replication is by construction (whole arrays come from all_gather and psum), which
     # check_vma cannot follow through all_gather.
@@ -345,8 +279,13 @@ def compile_steps(config, group: peers.Group, method):
         return jax.jit(mapped, **kwargs)
 
     train = make_train_step(config, group, method)
-    evaluation = make_evaluation_step(group, evaluation_batch_size(config, group))
+    size = evaluation_batch_size(config, group)
     return (
         spmd(train, (state, everywhere, everywhere), state, donate_argnums=0),
-        spmd(evaluation, (stacks, everywhere, everywhere, everywhere), everywhere),
+        spmd(
+            make_evaluation_step(group, size),
+            (stacks, everywhere, everywhere, everywhere),
+            everywhere,
+        ),
+        spmd(make_prediction_step(group, size), (stacks, everywhere, everywhere), everywhere),
     )

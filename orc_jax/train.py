@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from orc_jax import display, metrics
-from orc_jax.checkpoint import Checkpoints, has_checkpoint, pretrained
+from orc_jax import display, metrics, networks, peers
+from orc_jax.checkpoint import Checkpoints, has_checkpoint
 from orc_jax.data import batches
 from orc_jax.errors import UserError
+from orc_jax.initial import abstract_state, init_state
 from orc_jax.run import evaluate_split, prepare, show_table
-from orc_jax.step import State, abstract_state, compile_steps, failures, init_state, streams
+from orc_jax.state import State, failures, streams
+from orc_jax.step import compile_steps, evaluation_batch_size
 from orc_jax.workdir import Lock, check, claim
 
 
@@ -61,7 +64,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     check(workdir, config, setup.dataset)
     weights = {}
     if not has_checkpoint(workdir):
-        weights = pretrained(setup.group, config, setup.dataset.image_shape)
+        weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
     with Lock(workdir), Interruption() as interruption:
         claim(workdir, config, setup.dataset)
         with Checkpoints(workdir, read_only=False) as checkpoints:
@@ -70,8 +73,9 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
 
 def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     config, group, per_epoch = setup.config, setup.group, setup.steps_per_epoch
-    num_images = len(setup.dataset.train.labels)
-    train_step, evaluation_step = compile_steps(config, group, setup.method)
+    num_images = len(setup.train_split.labels)
+    train_step, evaluation_step, prediction_step = compile_steps(config, group, setup.method)
+    renew = _renewal(setup, prediction_step)
     everywhere = NamedSharding(group.mesh, PartitionSpec())
     epoch_order = jax.jit(batches.epoch_order, static_argnums=(2, 3), out_shardings=everywhere)
     order_key = streams(config.seed)[1]
@@ -94,6 +98,8 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
             order = epoch_order(
                 order_key, setup.on_mesh(np.int32(epoch)), num_images, config.batch_size
             )
+            if renew and step == epoch * per_epoch:
+                state = renew(state)
             began, first = time.monotonic(), step
             while step < (epoch + 1) * per_epoch and not interruption.requested:
                 with jax.transfer_guard("disallow"):
@@ -138,13 +144,52 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     checkpoints.wait()
     if "test" not in record:  # a finished run whose metrics were deleted
         record["test"] = evaluate_split(setup, evaluation_step, state.stacks)
+    _save_kept(setup, workdir, state)
     title = f"{config.method.name} after epoch {config.epochs}"
     show_table(setup, title, record["test"], state.promotions.tolist(), step)
     return Result(state, record, finished=True)
 
 
 def _score(setup, record) -> float:
-    return metrics.target_top1(record["test"], setup.num_params)
+    return metrics.target_top1(record["test"], setup.kept, setup.num_params)
+
+
+def _renewal(setup, prediction_step):
+    """State → state with a new memory of the method, or None if it keeps none."""
+    split, method, config = setup.held_out_split, setup.method, setup.config.method
+    if split is None:
+        return None
+    size = evaluation_batch_size(setup.config, setup.group)
+    count = len(split.labels)
+
+    @partial(jax.jit, out_shardings=NamedSharding(setup.group.mesh, PartitionSpec()))
+    def memory(logits, labels):
+        return method.renew(config, jnp.concatenate(logits, axis=1)[:, :count], labels)
+
+    def renew(state):
+        logits = [
+            prediction_step(state.stacks, split, setup.on_mesh(np.int32(index)))
+            for index in range(-(-count // size))
+        ]
+        return state.replace(method=state.method.replace(memory=memory(logits, split.labels)))
+
+    return renew
+
+
+def _save_kept(setup, workdir, state):
+    """Writes the networks that the training was for, each as a plain one, to `networks/PEER`."""
+    mean, std = setup.test_split.mean.tolist(), setup.test_split.std.tolist()
+    for peer in setup.kept:
+        description = {
+            "network": setup.group.names[peer],
+            "num_classes": setup.dataset.num_classes,
+            "class_names": setup.dataset.class_names,
+            "image_shape": setup.dataset.image_shape,
+            "mean": mean,
+            "std": std,
+        }
+        variables = peers.plain_variables(setup.group.stacks, state.stacks, peer)
+        networks.save(workdir / "networks" / str(peer), variables, description)
 
 
 def _training(state: State) -> dict:
@@ -157,7 +202,7 @@ def _introduce(setup, workdir, step, shown):
     names = ", ".join(setup.group.names)
     shown.say(
         f"{setup.config.method.name}: {names} on {setup.config.data.name} "
-        f"({len(setup.dataset.train.labels):,} training, {len(setup.dataset.test.labels):,} test "
+        f"({len(setup.train_split.labels):,} training, {len(setup.dataset.test.labels):,} test "
         f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
         f"(data × peer); files in {workdir}"
     )

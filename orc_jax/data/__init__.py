@@ -52,6 +52,22 @@ def load(config) -> Dataset:
 NAMES = ("digits", "cifar10", "cifar100")
 
 
+def hold_out(train: Images, share: float, seed: int) -> tuple[Images, Images | None]:
+    """Splits a share of every class off the training images, at random.
+
+    Returns:
+      What is left to train on, and what was split off (None for a share of 0).
+    """
+    if not share:
+        return train, None
+    rng = np.random.default_rng(seed)
+    aside = np.zeros(len(train.labels), bool)
+    for label in np.unique(train.labels):
+        members = rng.permutation(np.flatnonzero(train.labels == label))
+        aside[members[: max(1, round(share * len(members)))]] = True
+    return Images(*(x[~aside] for x in train)), Images(*(x[aside] for x in train))
+
+
 def from_arrays(train, test) -> Dataset:
     """A data set of the caller's own arrays.
 

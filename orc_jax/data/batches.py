@@ -5,9 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
-
-from orc_jax.data import Dataset
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 
 class OnDevice(NamedTuple):
@@ -19,20 +17,17 @@ class OnDevice(NamedTuple):
     std: Float[Array, " channels"]
 
 
-def normalised(dataset: Dataset) -> tuple[OnDevice, OnDevice]:
-    """Train and test split with the training images' mean and standard deviation."""
-    channels = dataset.image_shape[-1]
-    counts = np.stack(
-        [np.bincount(dataset.train.images[..., c].ravel(), minlength=256) for c in range(channels)]
-    )
+def scale(images: UInt8[np.ndarray, "N H W channels"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [channels] of pixel/255."""
+    channels = images.shape[-1]
+    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
     levels = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ levels / total
     # Rounding can leave a constant channel with a tiny variance of either sign.
     variance = counts @ levels**2 / total - mean**2
     std = np.sqrt(np.where(variance > 1e-9, variance, 1.0))
-    scale = (mean.astype(np.float32), std.astype(np.float32))
-    return OnDevice(*dataset.train, *scale), OnDevice(*dataset.test, *scale)
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def epoch_order(key, epoch, num_images: int, batch_size: int) -> Int[Array, "steps B"]:
@@ -50,40 +45,45 @@ class Augmentation(NamedTuple):
     """How every image of a batch is moved.
 
     Attributes:
-      top, left: [B] corner of the crop, in pixels, −pad to pad.
-      flip: [B] bool, mirrored left to right.
+      top, left: corner of the crop, in pixels, −pad to pad.
+      flip: bool, mirrored left to right.
     """
 
-    top: Int[Array, " B"]
-    left: Int[Array, " B"]
-    flip: Array
+    top: Int[Array, "*P B"]
+    left: Int[Array, "*P B"]
+    flip: Bool[Array, "*P B"]
 
 
-def draw_augmentation(key, config, batch_size: int) -> Augmentation:
-    """A random crop from the padded image and a random flip, as `config.data` asks."""
+def draw_augmentation(key, config, shape: tuple[int, ...]) -> Augmentation:
+    """Random crops from padded images and random flips, as `config.data` asks.
+
+    Args:
+      shape: (B,); (P, B) for other ones for every peer.
+    """
     crop_key, flip_key = jax.random.split(key)
     pad = config.data.pad
-    top, left = jax.random.randint(crop_key, (2, batch_size), -pad, pad + 1)
-    flip = jax.random.bernoulli(flip_key, 0.5, (batch_size,)) & config.data.flip
+    top, left = jax.random.randint(crop_key, (2, *shape), -pad, pad + 1)
+    flip = jax.random.bernoulli(flip_key, 0.5, shape) & config.data.flip
     return Augmentation(top, left, flip)
 
 
 def take(split: OnDevice, positions: Int[Array, " B"], moves: Augmentation, pad_mode: str):
-    """The images at these positions, moved and normalised: [B, H, W, channels] float32.
+    """The images at these positions, moved and normalised: [*P, B, H, W, channels] float32.
 
     Padding, crop and flip are index arithmetic, so that each image is read once.
     """
     _, height, width, _ = split.images.shape
     columns = jnp.arange(width)
-    columns = jnp.where(moves.flip[:, None], width - 1 - columns, columns) + moves.left[:, None]
-    rows = jnp.arange(height) + moves.top[:, None]
+    columns = jnp.where(moves.flip[..., None], width - 1 - columns, columns)
+    columns = columns + moves.left[..., None]
+    rows = jnp.arange(height) + moves.top[..., None]
     inside_rows, inside_columns = (
         (at >= 0) & (at < size) for at, size in ((rows, height), (columns, width))
     )
     rows, columns = _reflect(rows, height), _reflect(columns, width)
-    images = split.images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+    images = split.images[positions[:, None, None], rows[..., :, None], columns[..., None, :]]
     if pad_mode == "zero":
-        inside = inside_rows[:, :, None] & inside_columns[:, None, :]
+        inside = inside_rows[..., :, None] & inside_columns[..., None, :]
         images = jnp.where(inside[..., None], images, 0)
     return normalise(split, images)
 

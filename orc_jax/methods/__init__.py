@@ -1,27 +1,52 @@
-"""The methods by name: one file each, one registry.
+"""The methods by name: one file each, one registry. What a method is: `method.py`."""
 
-A method is a module with
-  defaults() -> ConfigDict             its settings (config.method);
-  check(config, group_size)            raises UserError for settings that make no sense;
-  describe(config, group_size) -> list[str]    what each peer is, for the reader;
-  apart(config, group_size) -> [P]     peers without a pass on the batch before the phase;
-  phase(config, stacks, logits, labels, key, teach) -> stacks, logits, roles, metrics
-                                       what happens between the forward pass and the loss;
-                                       `roles.learns` [P] says who takes a step after it,
-                                       `roles.promoted` [P] who was given another role;
-  loss(config, logits, labels, roles) -> [P], metrics
-                                       the loss of every peer.
-It sees whole arrays, [P, B, C] of all peers and the global batch, and knows no devices.
-"""
+from ml_collections import ConfigDict
 
-from orc_jax.errors import unknown
-from orc_jax.methods import orc
+from orc_jax.errors import UserError, unknown
+from orc_jax.methods import cl_ilr, dcm, dml, ind, kd, kdcl, okddip, one, orc, switokd
+from orc_jax.methods.method import Method
 
-METHODS = {"orc": orc}
+METHODS = {
+    "ind": ind.METHOD,
+    "kd": kd.METHOD,
+    "dml": dml.METHOD,
+    "kdcl": kdcl.METHOD,
+    "one": one.METHOD,
+    "cl_ilr": cl_ilr.METHOD,
+    "okddip": okddip.METHOD,
+    "dcm": dcm.METHOD,
+    "switokd": switokd.METHOD,
+    "orc": orc.METHOD,
+}
+
+# Settings that several methods have, and the least value of each.
+_AT_LEAST = {"alpha": 0, "weight": 0, "ramp_epochs": 0}
 
 
-def get(name: str):
+def get(name: str) -> Method:
     """The method of this name; `UserError` if there is none."""
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]
+
+
+def defaults(name: str) -> ConfigDict:
+    """`config.method` of this method, with the defaults of its settings."""
+    config = get(name).defaults()
+    config.name = name
+    return config
+
+
+def check(config, networks: list[str]) -> None:
+    """Raises `UserError` where a method's settings make no sense.
+
+    Args:
+      config: `config.method`.
+      networks: name of every peer's network.
+    """
+    if not config.get("temperature", 1.0) > 0:
+        raise UserError(f"method.temperature is {config.temperature}, allowed: above 0")
+    for key, least in _AT_LEAST.items():
+        if not config.get(key, least) >= least:
+            raise UserError(f"method.{key} is {config[key]}, allowed: {least} or more")
+    get(config.name).check(config, networks)

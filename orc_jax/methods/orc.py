@@ -9,47 +9,22 @@ Switching a teaching off leaves plain cross-entropy to the networks that it was 
 Everything here is about whole arrays: P peers, the global batch of B images, C classes.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict, config_dict
 
 from orc_jax import losses
 from orc_jax.errors import UserError
-
-CHOICES = {
-    "teaching": ("individual", "ensemble"),
-    "promotion": ("rank", "fixed", "random"),
-    "feedback": ("mixup", "feedback_only", "train_only"),
-}
+from orc_jax.methods.method import Batch, Lesson, Method, Turn, one_of
 
 
-def defaults() -> ConfigDict:
-    """Settings of the method. T, β, α and k are our defaults: the paper names none."""
-    config = ConfigDict()
-    config.name = "orc"
-    config.pivot = config_dict.placeholder(object)  # int or None
-    config.pivot = 0
-    config.num_temporary = 1  # k
-    config.intensive = config.private = config.group = True
-    config.teaching = "individual"
-    config.promotion = "rank"
-    config.feedback = "mixup"
-    config.temperature = 4.0  # T
-    config.beta = 0.5  # β
-    config.mixup_alpha = 1.0  # α
-    return config
-
-
-def check(config, group_size: int) -> None:
+def check(config, networks: list[str]) -> None:
     """Raises `UserError` where the settings make no sense for a group of this size."""
-    for key, allowed in CHOICES.items():
-        if config[key] not in allowed:
-            raise UserError(f"method.{key} is {config[key]!r}, allowed: {', '.join(allowed)}")
-    pivot, k = config.pivot, config.num_temporary
+    one_of(config, "teaching", ("individual", "ensemble"))
+    one_of(config, "promotion", ("rank", "fixed", "random"))
+    one_of(config, "feedback", ("mixup", "feedback_only", "train_only"))
+    group_size, pivot, k = len(networks), config.pivot, config.num_temporary
     if pivot is not None and (type(pivot) is not int or not 0 <= pivot < group_size):
         raise UserError(f"method.pivot is {pivot!r}, allowed: None or 0 to {group_size - 1}")
     students, least = (group_size, 1) if pivot is None else (group_size - 1, 0)
@@ -60,20 +35,10 @@ def check(config, group_size: int) -> None:
             f"method.num_temporary is {k}, allowed: {least} to {students - 1} "
             f"(fewer than the {students} networks that can be promoted)"
         )
-    if not config.temperature > 0:
-        raise UserError(f"method.temperature is {config.temperature}, allowed: above 0")
     if not 0 <= config.beta <= 1:
         raise UserError(f"method.beta is {config.beta}, allowed: 0 to 1")
     if not config.mixup_alpha > 0:
         raise UserError(f"method.mixup_alpha is {config.mixup_alpha}, allowed: above 0")
-
-
-class Roles(NamedTuple):
-    """Who does what in this iteration."""
-
-    promoted: Bool[Array, " P"]  # temporary teachers TT
-    teaches: Bool[Array, "P P"]  # [i, j]: peer i learns from peer j
-    learns: Bool[Array, " P"]  # takes its step from `loss` (a teacher took it before)
 
 
 def is_pivot(config, group_size: int) -> np.ndarray:
@@ -81,42 +46,19 @@ def is_pivot(config, group_size: int) -> np.ndarray:
     return np.array([i == config.pivot for i in range(group_size)])
 
 
-def describe(config, group_size: int) -> list[str]:
-    """What to call each peer."""
-    if config.pivot is None:
-        return ["peer"] * group_size
-    return ["pivot teacher" if pivot else "student" for pivot in is_pivot(config, group_size)]
-
-
-def apart(config, group_size: int) -> np.ndarray:
-    """[P] bool: peers that need no pass on the batch before the phase (a taught pivot)."""
-    return is_pivot(config, group_size) & config.intensive
-
-
-def phase(config, stacks, logits, labels, key, teach):
-    """Rank, promote, and teach the teachers, before the losses below.
-
-    Args:
-      stacks: the networks, for `teach` alone.
-      logits: [P, B, C], constant; zero for peers that are `apart`.
-      labels: [B].
-      key: of this iteration.
-      teach: see `step.py`; gives the teachers their optimizer step on mixed images.
-
-    Returns:
-      The networks, logits in which the teachers' are those of their new weights, the roles,
-      and metrics.
-    """
+def phase(config, batch: Batch, key) -> Turn:
+    """Rank, promote, and say what the teachers learn before they teach."""
     role_key, feedback_key, mixup_key = jax.random.split(key, 3)
+    logits, labels = batch.logits, batch.labels
     pivot = is_pivot(config, len(logits))
     cross_entropy = losses.cross_entropy(logits, labels)
 
     promoted = promote(config, cross_entropy.mean(axis=1), role_key)
-    roles = assign(config, promoted)
+    turn = assign(config, promoted)
     if not config.intensive:
-        return stacks, logits, roles, {"promoted": promoted}
+        return turn
 
-    teachers = promoted if config.pivot is None else pivot
+    teachers = promoted if config.pivot is None else jnp.asarray(pivot)
     wrong = logits.argmax(axis=-1) != labels
     feedback, asker = draw_feedback(feedback_key, cross_entropy, wrong, ~teachers)
     lam = {
@@ -131,22 +73,15 @@ def phase(config, stacks, logits, labels, key, teach):
         on_feedback = losses.cross_entropy(logits, labels[feedback]).mean(axis=-1)
         return lam * on_batch + (1 - lam) * on_feedback
 
-    stacks, logits, intensive = teach(
-        stacks,
-        logits,
-        jnp.asarray(teachers),
+    lesson = Lesson(
+        pupils=teachers,
         among=np.ones_like(pivot) if config.pivot is None else pivot,
         at_most=config.num_temporary if config.pivot is None else 1,
         mix=(lam, feedback),
         loss=intensive_loss,
     )
-    metrics = {
-        "promoted": promoted,
-        "asked": (asker[:, None] == jnp.arange(len(logits))).mean(axis=0),
-        "loss": intensive,
-        "term/intensive": intensive.sum(),
-    }
-    return stacks, logits, roles, metrics
+    asked = (asker[:, None] == jnp.arange(len(logits))).mean(axis=0)
+    return turn._replace(lesson=lesson, metrics={"asked": asked})
 
 
 def promote(config, cross_entropy: Float[Array, " P"], key) -> Bool[Array, " P"]:
@@ -163,15 +98,19 @@ def promote(config, cross_entropy: Float[Array, " P"], key) -> Bool[Array, " P"]
     return jnp.argsort(jnp.argsort(score)) < config.num_temporary
 
 
-def assign(config, promoted: Bool[Array, " P"]) -> Roles:
-    """Private teaching: PT teaches every TT. Group teaching: PT and TT teach the others."""
+def assign(config, promoted: Bool[Array, " P"]) -> Turn:
+    """Private teaching: PT teaches every TT. Group teaching: PT and TT teach the others.
+
+    `Turn.roles` is who was promoted and [P, P] who learns (row) from whom (column).
+    """
     pivot = jnp.array(is_pivot(config, len(promoted)))
     student = ~(promoted | pivot)
     private = promoted[:, None] & pivot[None, :] & config.private
     group = student[:, None] & (promoted | pivot)[None, :] & config.group
     teachers = promoted if config.pivot is None else pivot
+    # Teachers take their step from the intensive teaching instead.
     learns = ~teachers if config.intensive else jnp.ones_like(pivot)
-    return Roles(promoted, private | group, learns)
+    return Turn(learns, promoted, roles=(learns, promoted, private | group))
 
 
 def feedback_share(
@@ -209,32 +148,64 @@ def draw_feedback(
     return jnp.where(anyone, sample, hardest), jnp.where(anyone, asker, -1)
 
 
-def loss(config, logits: Float[Array, "P B C"], labels: Int[Array, " B"], roles: Roles):
+def loss(config, batch: Batch):
     """The loss of every peer: private teaching, group teaching, or cross-entropy alone.
 
     L_P = (1−β) CE_TT + β KD_T(TT, PT)
     L_i = (1−β) CE_i  + β ( KD_T(S_i, PT) + Σ_TT KD_T(S_i, TT) )
-
-    Returns:
-      Losses [P], zero for peers that do not learn here, and metrics.
     """
-    cross_entropy = losses.cross_entropy(logits, labels).mean(axis=1)
+    logits, (learns, promoted, teaches) = batch.logits, batch.roles
+    cross_entropy = losses.cross_entropy(logits, batch.labels).mean(axis=1)
     if config.teaching == "individual":
         pairs = losses.pairwise_kd(logits, config.temperature)
-        distillation = jnp.sum(roles.teaches * pairs, axis=1)
+        distillation = jnp.sum(teaches * pairs, axis=1)
     else:
-        weights = roles.teaches / jnp.maximum(roles.teaches.sum(axis=1, keepdims=True), 1)
+        weights = teaches / jnp.maximum(teaches.sum(axis=1, keepdims=True), 1)
         ensemble = jnp.einsum("ij,jbc->ibc", weights, jax.lax.stop_gradient(logits))
         distillation = losses.kd(logits, ensemble, config.temperature)
 
-    is_taught = roles.teaches.any(axis=1)
-    beta = jnp.where(is_taught, config.beta, 0.0)
-    peer_loss = roles.learns * ((1 - beta) * cross_entropy + beta * distillation)
-    private, group = is_taught & roles.promoted, is_taught & ~roles.promoted
-    return peer_loss, {
-        "term/private_ce": jnp.sum(private * (1 - beta) * cross_entropy),
-        "term/private_kd": jnp.sum(private * beta * distillation),
-        "term/group_ce": jnp.sum(group * (1 - beta) * cross_entropy),
-        "term/group_kd": jnp.sum(group * beta * distillation),
-        "term/plain_ce": jnp.sum(roles.learns * ~is_taught * cross_entropy),
+    is_taught = teaches.any(axis=1)
+    private, group = learns & is_taught & promoted, learns & is_taught & ~promoted
+    beta = config.beta
+    return {
+        "private_ce": private * (1 - beta) * cross_entropy,
+        "private_kd": private * beta * distillation,
+        "group_ce": group * (1 - beta) * cross_entropy,
+        "group_kd": group * beta * distillation,
+        "plain_ce": learns * ~is_taught * cross_entropy,
     }
+
+
+def describe(config, size: int) -> list[str]:
+    """What to call each peer."""
+    if config.pivot is None:
+        return ["peer"] * size
+    return np.where(is_pivot(config, size), "pivot teacher", "student").tolist()
+
+
+METHOD = Method(
+    settings={
+        "pivot": 0,  # position of the pivot teacher, or None
+        "num_temporary": 1,  # k
+        "intensive": True,
+        "private": True,
+        "group": True,
+        "teaching": "individual",
+        "promotion": "rank",
+        "feedback": "mixup",
+        # Our defaults: the paper's public material names none.
+        "temperature": 4.0,  # T
+        "beta": 0.5,  # β
+        "mixup_alpha": 1.0,  # α
+    },
+    may_be_none=("pivot",),
+    loss=loss,
+    phase=phase,
+    check=check,
+    describe=describe,
+    kept=lambda config, size: np.flatnonzero(~is_pivot(config, size)).tolist(),
+    # A pivot that is taught first has its only pass on the batch afterwards.
+    passes=lambda config, size: np.where(
+        is_pivot(config, size) & config.intensive, "later", "train"
+    ).tolist(),
+)

@@ -1,0 +1,26 @@
+"""CL-ILR: collaborative learning with intermediate-level representation sharing (Song & Chai,
+NeurIPS 2018), as in OKDDip's program. One trunk, P branches, each taught by the others' mean.
+"""
+
+from orc_jax import losses
+from orc_jax.methods.method import Batch, Method, equal_networks
+
+
+def loss(config, batch: Batch):
+    """CE_i + α ramp(e) KD_T(z_i, mean_{j≠i} z_j); gradient flows through the target."""
+    z = batch.logits
+    weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
+    return {
+        "ce": losses.cross_entropy(z, batch.labels).mean(axis=1),
+        "kd": weight * losses.kd(z, losses.mean_of_others(z), config.temperature),
+    }
+
+
+METHOD = Method(
+    settings={"temperature": 3.0, "alpha": 1.0, "ramp_epochs": 80},  # T, α, L
+    loss=loss,
+    check=lambda config, networks: equal_networks("cl_ilr", networks),
+    describe=lambda config, size: ["branch"] * size,
+    shares_trunk=lambda config: True,
+    rescale_trunk=True,
+)

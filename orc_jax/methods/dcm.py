@@ -1,0 +1,34 @@
+"""DCM: dense cross-layer mutual distillation (ECCV 2020, arXiv 2008.07816).
+
+Every network has two auxiliary heads besides its own while it trains; every head of one
+network teaches every head of the others. The auxiliary heads are not part of what is kept.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from orc_jax import losses
+from orc_jax.methods.method import Batch, Method, at_least_two
+
+
+def loss(config, batch: Batch):
+    """Σ_heads CE + Σ over ordered cross-network pairs of heads KD_T(z_i, z_j), z_j constant."""
+    heads = jnp.concatenate([batch.auxiliary, batch.logits[:, :, None]], axis=2)  # [P, B, H, C]
+    peers, size, count, classes = heads.shape
+    z = heads.swapaxes(1, 2).reshape(peers * count, size, classes)
+    network = np.arange(len(z)) // count
+    across = network[:, None] != network[None, :]
+    cross_entropy = losses.cross_entropy(z, batch.labels).mean(axis=1)
+    distillation = jnp.sum(across * losses.pairwise_kd(z, config.temperature), axis=1)
+    return {
+        "ce": cross_entropy.reshape(peers, count).sum(axis=1),
+        "kd": distillation.reshape(peers, count).sum(axis=1),
+    }
+
+
+METHOD = Method(
+    settings={"temperature": 1.0},  # T
+    loss=loss,
+    check=lambda config, networks: at_least_two("dcm", networks),
+    auxiliary_heads=True,
+)

@@ -1,0 +1,36 @@
+"""DML: deep mutual learning (CVPR 2018, arXiv 1706.00384). Every peer teaches every other.
+
+The paper's setting is T = 1 and constant targets. OKDDip's program has T = 3 and lets
+gradient flow through the target: `temperature=3`, `constant_target=False`.
+"""
+
+import jax
+
+from orc_jax import losses
+from orc_jax.methods.method import Batch, Method, at_least_two, one_of
+
+
+def loss(config, batch: Batch):
+    """CE_j + 1/(P−1) Σ_{k≠j} KD_T(z_j, z_k), or one KD against the mean of the z_k."""
+    z = batch.logits
+    if config.teaching == "individual":
+        pairs = losses.pairwise_kd(z, config.temperature, config.constant_target)
+        distillation = pairs.sum(axis=1) / (len(z) - 1)  # KD of a peer with itself is 0
+    else:
+        target = losses.mean_of_others(z)
+        target = jax.lax.stop_gradient(target) if config.constant_target else target
+        distillation = losses.kd(z, target, config.temperature)
+    return {"ce": losses.cross_entropy(z, batch.labels).mean(axis=1), "kd": distillation}
+
+
+def check(config, networks):
+    """At least two peers."""
+    at_least_two("dml", networks)
+    one_of(config, "teaching", ("individual", "ensemble"))
+
+
+METHOD = Method(
+    settings={"temperature": 1.0, "teaching": "individual", "constant_target": True},
+    loss=loss,
+    check=check,
+)

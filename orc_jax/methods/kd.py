@@ -1,0 +1,44 @@
+"""KD: a pretrained, frozen teacher (Hinton et al. 2015), as in OKDDip's program.
+
+Every student learns from the labels and from the teacher; students do not meet.
+"""
+
+import jax
+import numpy as np
+
+from orc_jax import losses
+from orc_jax.errors import UserError
+from orc_jax.methods.method import Batch, Method, at_least_two
+
+
+def loss(config, batch: Batch):
+    """CE_s + α KD_T(z_s, z_teacher) of every student; the target is constant."""
+    student = ~is_teacher(config, len(batch.logits))
+    target = jax.lax.stop_gradient(batch.logits[config.teacher])
+    cross_entropy = losses.cross_entropy(batch.logits, batch.labels).mean(axis=1)
+    return {
+        "ce": student * cross_entropy,
+        "kd": student * config.alpha * losses.kd(batch.logits, target, config.temperature),
+    }
+
+
+def is_teacher(config, size):
+    """[P] bool."""
+    return np.arange(size) == config.teacher
+
+
+def check(config, networks):
+    """A teacher within the group, and a student."""
+    at_least_two("kd", networks)
+    if not 0 <= config.teacher < len(networks):
+        raise UserError(f"method.teacher is {config.teacher}, allowed: 0 to {len(networks) - 1}")
+
+
+METHOD = Method(
+    settings={"teacher": 0, "temperature": 3.0, "alpha": 1.0},  # position, T, α
+    loss=loss,
+    check=check,
+    describe=lambda c, size: np.where(is_teacher(c, size), "teacher", "student").tolist(),
+    kept=lambda c, size: np.flatnonzero(~is_teacher(c, size)).tolist(),
+    passes=lambda c, size: np.where(is_teacher(c, size), "frozen", "train").tolist(),
+)

@@ -1,0 +1,89 @@
+"""SwitOKD: switchable online distillation (ECCV 2022).
+
+Teachers come first among the peers, then students; all start from scratch. Per batch and
+pair of teacher t and student s a switch pauses the teacher (expert mode) or lets it learn
+(learning mode). One teacher and one student, two teachers and one student (2T1S) or one
+teacher and two students (1T2S) are the paper's cases; the rule below is the same for all.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from orc_jax import losses
+from orc_jax.errors import UserError
+from orc_jax.methods.method import Batch, Method, Turn
+
+
+class Switch(NamedTuple):
+    """The switch of every pair, teachers × students; distances are L1, means over the batch."""
+
+    gap: Float[Array, "T S"]  # G = ‖p_s − p_t‖
+    delta: Float[Array, "T S"]  # δ = s_label − ε t_label
+    expert: Bool[Array, "T S"]
+
+
+def switch(
+    teachers: Float[Array, "T B C"], students: Float[Array, "S B C"], labels: Int[Array, " B"]
+) -> Switch:
+    """Expert mode iff G > δ and t_label < s_label, ε = exp(−t_label / (t_label + s_label))."""
+    p_t, p_s = jax.nn.softmax(teachers)[:, None], jax.nn.softmax(students)[None]
+    y = jax.nn.one_hot(labels, teachers.shape[-1])
+
+    def distance(p, q):
+        return jnp.abs(p - q).sum(axis=-1).mean(axis=-1)
+
+    t_label, s_label, gap = distance(p_t, y), distance(p_s, y), distance(p_s, p_t)
+    epsilon = jnp.exp(-t_label / (t_label + s_label))
+    delta = s_label - epsilon * t_label
+    return Switch(gap, delta, (gap > delta) & (t_label < s_label))
+
+
+def phase(config, batch: Batch, key) -> Turn:
+    """Sets the switches; a teacher that is paused by all of its students does not learn."""
+    count, size = config.teachers, len(batch.logits)
+    found = switch(batch.logits[:count], batch.logits[count:], batch.labels)
+    learning = ~found.expert  # [t, s]
+    learns = jnp.concatenate([learning.any(axis=1), jnp.ones(size - count, bool)])
+    # weights[i, j]: how much i learns from j. All learn from all others, but a teacher not
+    # from a student that it is the expert for, and from nobody while it is paused.
+    weights = learns[:, None] & ~jnp.eye(size, dtype=bool)
+    weights = weights.at[:count, count:].set(learning)
+    metrics = {
+        f"{name}/{t}_{count + s}": values[t, s].astype(jnp.float32)
+        for name, values in found._asdict().items()
+        for t in range(count)
+        for s in range(size - count)
+    }
+    return Turn(learns, roles=(learns, weights), metrics=metrics)
+
+
+def loss(config, batch: Batch):
+    """CE_i + Σ_j KL(p_j ‖ p_i) over those whom i learns from; targets are constant."""
+    learns, weights = batch.roles
+    pairs = losses.pairwise_kd(batch.logits, config.temperature)
+    return {
+        "ce": learns * losses.cross_entropy(batch.logits, batch.labels).mean(axis=1),
+        "kd": jnp.sum(weights * pairs, axis=1),
+    }
+
+
+def check(config, networks):
+    """At least one teacher and one student."""
+    if not 1 <= config.teachers < len(networks):
+        raise UserError(
+            f"method.teachers is {config.teachers}, allowed: 1 to {len(networks) - 1} "
+            f"(config.peers has {len(networks)}, teachers first, then students)"
+        )
+
+
+METHOD = Method(
+    settings={"teachers": 1, "temperature": 1.0},  # how many of the peers, T
+    loss=loss,
+    phase=phase,
+    check=check,
+    describe=lambda c, size: ["teacher"] * c.teachers + ["student"] * (size - c.teachers),
+    kept=lambda c, size: list(range(c.teachers, size)),
+)

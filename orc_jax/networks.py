@@ -1,0 +1,124 @@
+"""Single trained networks: to start from, and to take out of a group.
+
+A saved network is a directory: `network.json` says what it is, `variables` (Orbax) holds
+{"params", "batch_stats"} of the plain network.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from orc_jax import import_torch, methods, models, peers
+from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
+from orc_jax.errors import UserError
+
+
+def save(directory: str | Path, variables, description: dict) -> None:
+    """Saves a network, all of it or nothing; an older one there is replaced.
+
+    Args:
+      directory: to be made.
+      variables: {"params", "batch_stats"}.
+      description: "network" (name), "num_classes" and whatever else describes it.
+    """
+    directory = Path(directory)
+    new = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    (new / "network.json").write_text(json.dumps(description, indent=2) + "\n")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((new / "variables").absolute(), jax.device_get(variables))
+    shutil.rmtree(directory, ignore_errors=True)
+    new.replace(directory)
+
+
+def load(directory: str | Path):
+    """A saved network: (module, variables, description).
+
+    `module.apply(variables, images, train=False)` gives logits; images are normalised, see
+    "mean" and "std" of the description.
+
+    Raises:
+      UserError: there is none.
+    """
+    directory = Path(directory)
+    try:
+        description = json.loads((directory / "network.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} is not a saved network: {error}") from error
+    with ocp.StandardCheckpointer() as checkpointer:
+        path = (directory / "variables").absolute()
+        tree = checkpointer.metadata(path).item_metadata.tree
+        like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
+        variables = checkpointer.restore(path, like)
+    module = models.create(description["network"], description["num_classes"])
+    return module, variables, description
+
+
+def pretrained(group: peers.Group, config, image_shape) -> dict:
+    """Variables for the peers that start from a trained network (`peers[i].init_from`).
+
+    Returns:
+      peer → {"params", "batch_stats"} of the plain network.
+
+    Raises:
+      UserError: a file is missing, unreadable or of another network.
+    """
+    found = {}
+    for stack in group.stacks:
+        template = peers.abstract_variables(stack, image_shape)
+        for peer in stack.peers:
+            source = config.peers[peer].init_from
+            if not source or peer in found:
+                continue
+            try:
+                variables = _from(source, stack.name, template)
+            except UserError as error:
+                raise UserError(f"peers[{peer}].init_from: {error}") from error
+            shapes = [jax.tree.map(lambda x: tuple(x.shape), t) for t in (variables, template)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"peers[{peer}].init_from: {source} trained its {stack.name} for other images "
+                    "or classes than these"
+                )
+            found[peer] = variables
+    return found
+
+
+def _from(source, network, template):
+    """Variables from a saved network, a run, or a PyTorch file."""
+    directory, chosen = source, ""
+    if not Path(source).exists():
+        directory, _, chosen = source.rpartition(":")
+    if not directory or not Path(directory).is_dir():
+        return import_torch.convert(import_torch.load(source), network, template)
+    if (Path(directory) / "network.json").exists():
+        _, variables, description = load(directory)
+        if description["network"] != network:
+            raise UserError(f"{directory} is a {description['network']}, not a {network}")
+        return variables
+    return _from_run(directory, chosen, network)
+
+
+def _from_run(workdir, chosen, network):
+    """Variables of a peer of an earlier run, from its best checkpoint."""
+    config = read_config(workdir)
+    names = [peer.model for peer in config.peers]
+    same = [str(i) for i, name in enumerate(names) if name == network]
+    if not same:
+        raise UserError(f"{workdir} trained {', '.join(names)}; none is a {network}")
+    if chosen and chosen not in same:
+        raise UserError(f"{workdir} has no {network} {chosen!r}, allowed: {', '.join(same)}")
+    if not chosen and len(same) > 1:
+        raise UserError(f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(same)}")
+    if not has_checkpoint(workdir):
+        raise UserError(f"{workdir} has no checkpoint yet")
+    with Checkpoints(workdir) as checkpoints:
+        stacks = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
+    layout = peers.layout(config, methods.get(config.method.name))
+    states = [peers.StackState(stack["params"], stack["stats"], None) for stack in stacks]
+    return peers.plain_variables(layout, states, int(chosen or same[0]))

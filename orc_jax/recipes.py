@@ -1,0 +1,86 @@
+"""Recipes: which networks train by which method with which settings.
+
+A config file holds a table of them by name. What a recipe does not set is `config.default`'s.
+"""
+
+from typing import NamedTuple
+
+from orc_jax import config as configs
+from orc_jax.errors import UserError, unknown
+
+
+class Recipe(NamedTuple):
+    """How a group is trained.
+
+    Attributes:
+      method: its name.
+      networks: of the peers, in order.
+      run: settings of the run, nested as in the config.
+      settings: of the method, where they are not its defaults.
+      optimizers: network → optimizer settings of its own.
+    """
+
+    method: str
+    networks: tuple[str, ...]
+    run: dict
+    settings: dict = {}  # noqa: RUF012 - never written to
+    optimizers: dict = {}  # noqa: RUF012
+
+
+def build(file: str, recipes: dict[str, Recipe], preset: str):
+    """The config of a preset, "NAME" or "NAME:NETWORK,NETWORK,…" for other networks.
+
+    Args:
+      file: the config file, for error messages.
+      recipes: its presets by name.
+      preset: what the user wrote after the file's name.
+
+    Raises:
+      UserError: there is no such preset or network.
+    """
+    name, _, networks = preset.partition(":")
+    if name not in recipes:
+        raise unknown(f"preset of {file}", name, recipes)
+    recipe = recipes[name]
+    peers = tuple(networks.split(",")) if networks else recipe.networks
+    if not all(peers):
+        raise UserError(f"{file}:{preset} has an empty network name")
+    config = configs.default(recipe.method)
+    config.update(recipe.run)
+    config.method.update(recipe.settings)
+    config.peers = tuple(configs.peer(network) for network in peers)
+    for peer in config.peers:
+        peer.optimizer.update(recipe.optimizers.get(peer.model, {}))
+    return config
+
+
+# OKDDip's program (AAAI 2020), for every row of its tables.
+OKDDIP = {"epochs": 300, "optimizer": {"decay_epochs": (150, 225)}}
+
+# The DCM authors' program (ECCV 2020).
+DCM = {
+    "epochs": 200,
+    "data": {"pad_mode": "reflect"},
+    "optimizer": {"nesterov": False, "decay": 0.2, "decay_epochs": (60, 120, 160)},
+}
+
+
+def cifar(name: str) -> dict[str, Recipe]:
+    """The recipes that CIFAR-10 and CIFAR-100 share, on the data set of this name."""
+
+    def recipe(method, networks, run, **settings):
+        data = {"name": name} | run.get("data", {})
+        return Recipe(method, networks, run | {"data": data}, settings)
+
+    four = ("resnet32",) * 4
+    return {
+        "ind": recipe("ind", four, OKDDIP),
+        "kd": recipe("kd", ("resnet110", "resnet32"), OKDDIP),
+        "dml": recipe("dml", four, OKDDIP),
+        "kdcl": recipe("kdcl", four, OKDDIP),
+        "one": recipe("one", four, OKDDIP),
+        "cl_ilr": recipe("cl_ilr", four, OKDDIP),
+        "okddip": recipe("okddip", four, OKDDIP),
+        "okddip_net": recipe("okddip", four, OKDDIP, form="network"),
+        "dcm": recipe("dcm", ("wrn_28_10",) * 2, DCM),
+    }
