@@ -93,7 +93,7 @@ def single_step():
     def train(state, data, order):
         variables, opt_state, count = state
         at = order[count % len(order)]
-        moves = batches.draw_augmentation(jax.random.key(count), config, FLAGS.batch)
+        moves = batches.draw_augmentation(jax.random.key(count), config, (FLAGS.batch,))
         images = batches.take(data, at, moves, "zero")
 
         def loss(params):

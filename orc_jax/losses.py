@@ -29,9 +29,18 @@ def kd(
 
 
 def pairwise_kd(
-    logits: Float[Array, "P B C"], temperature: float, constant_target: bool = True
+    logits: Float[Array, "P B C"],
+    temperature: float,
+    constant_target: bool = True,
+    floor: float = 0.0,
 ) -> Float[Array, "P P"]:
     """KD_T of every ordered pair of peers: entry [i, j] is KD_T(z_i, z_j), j the teacher.
+
+    Args:
+      logits: z.
+      temperature: T.
+      constant_target: no gradient flows into the teacher.
+      floor: added to the student's probabilities before their logarithm.
 
     KL(t ‖ s) is written as Σ t log t − Σ t log s, so that all pairs are one matrix product
     and nothing of size P·P·B·C is ever held.
@@ -40,6 +49,8 @@ def pairwise_kd(
     log_t = jax.lax.stop_gradient(log_s) if constant_target else log_s
     t = jnp.exp(log_t)
     negative_entropy = jnp.sum(t * log_t, axis=(1, 2))
+    if floor:
+        log_s = jnp.logaddexp(log_s, jnp.log(floor))
     cross = jnp.einsum("ibc,jbc->ij", log_s, t, precision="highest")
     return temperature**2 * (negative_entropy - cross) / logits.shape[1]
 

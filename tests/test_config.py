@@ -5,7 +5,7 @@ import pytest
 from conftest import tiny_config
 
 from orc_jax import config as configs
-from orc_jax import models, optimizers, peers
+from orc_jax import methods, models, optimizers, peers
 from orc_jax.errors import UserError
 
 PRESETS = [
@@ -127,7 +127,8 @@ def test_peers_with_their_own_optimizer_are_stacks_of_their_own():
     config = tiny_config(("tiny",) * 5)
     config.peers[2].optimizer.learning_rate = 0.3
     config.peers[4].optimizer.name = "adam"
-    layout = peers.layout(config, jax.numpy.array([True, False, False, False, False]))
-    assert [members for _, _, members in layout] == [[0], [1, 3], [2], [4]]
-    assert [settings.learning_rate for _, settings, _ in layout] == [0.05, 0.05, 0.3, 0.05]
-    assert layout[3][1].name == "adam"
+    layout = peers.layout(config, methods.get("orc"))
+    assert [one.peers for one in layout] == [(0,), (1, 3), (2,), (4,)]
+    assert [one.kind for one in layout] == ["later", "train", "train", "train"]
+    assert [one.optimizer.learning_rate for one in layout] == [0.05, 0.05, 0.3, 0.05]
+    assert layout[3].optimizer.name == "adam"

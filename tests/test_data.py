@@ -190,8 +190,8 @@ def test_unknown_data_set():
 def split_of(seed=0, n=10, size=6, channels=2):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8)
-    dataset = data.from_arrays(*[(images, np.arange(n) % 3)] * 2)
-    return images, jax.device_put(batches.normalised(dataset)[0])
+    train = data.from_arrays(*[(images, np.arange(n) % 3)] * 2).train
+    return images, jax.device_put(batches.OnDevice(*train, *batches.scale(images)))
 
 
 def test_normalised_by_the_training_images():
@@ -205,8 +205,32 @@ def test_normalised_by_the_training_images():
 def test_a_constant_channel_does_no_harm():
     for level in range(0, 256, 5):
         images = np.full((4, 6, 6, 1), level, np.uint8)
-        split, _ = batches.normalised(data.from_arrays(*[(images, np.arange(4))] * 2))
+        split = batches.OnDevice(images, np.arange(4), *batches.scale(images))
         np.testing.assert_allclose(batches.normalise(split, images), 0, atol=1e-5)
+
+
+def test_peers_can_have_crops_of_their_own():
+    """Moves [P, B] give [P, B, ...], each row what its moves alone give."""
+    _, split = split_of()
+    config = ConfigDict({"data": {"pad": 2, "flip": True}})
+    moves = batches.draw_augmentation(jax.random.key(0), config, (3, 10))
+    positions = np.arange(10)
+    together = batches.take(split, positions, moves, "zero")
+    for p in range(3):
+        alone = batches.take(split, positions, jax.tree.map(lambda x, p=p: x[p], moves), "zero")
+        np.testing.assert_array_equal(together[p], alone)
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_held_out_images_are_a_share_of_every_class():
+    images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1)
+    train = data.Images(images, np.repeat([0, 1, 2], [10, 20, 30]).astype(np.int32))
+    rest, aside = data.hold_out(train, 0.1, seed=0)
+    assert np.bincount(aside.labels).tolist() == [1, 2, 3]
+    both = np.concatenate([rest.images, aside.images]).ravel()
+    assert sorted(both) == list(range(60))
+    assert np.array_equal(data.hold_out(train, 0.1, seed=0)[1].images, aside.images)
+    assert data.hold_out(train, 0.0, seed=0)[1] is None
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
@@ -214,7 +238,7 @@ def test_crop_and_flip_are_those_of_a_padded_image(mode):
     images, split = split_of()
     pad = 2
     config = ConfigDict({"data": {"pad": pad, "flip": True}})
-    moves = batches.draw_augmentation(jax.random.key(0), config, 10)
+    moves = batches.draw_augmentation(jax.random.key(0), config, (10,))
     assert set(np.array(moves.flip)) == {True, False}
     assert np.array(moves.top).min() < 0 < np.array(moves.top).max()
     positions = jnp.arange(10)[::-1]
@@ -233,7 +257,7 @@ def test_crop_and_flip_are_those_of_a_padded_image(mode):
 def test_no_augmentation_gives_the_images():
     _, split = split_of()
     config = ConfigDict({"data": {"pad": 0, "flip": False}})
-    moves = batches.draw_augmentation(jax.random.key(0), config, 10)
+    moves = batches.draw_augmentation(jax.random.key(0), config, (10,))
     batch = batches.take(split, jnp.arange(10), moves, "zero")
     np.testing.assert_allclose(batch, batches.evaluation_batch(split, 0, 10)[0], atol=1e-6)
 

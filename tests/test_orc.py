@@ -8,9 +8,10 @@ from conftest import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orc_jax import losses
+from orc_jax import losses, methods
 from orc_jax.errors import UserError
-from orc_jax.methods import orc
+from orc_jax.methods import feedback, orc
+from orc_jax.methods.method import Batch
 
 CASES = [
     (batch["inputs"], re.fullmatch(r"orc_k(\d+)_beta([\d.]+)_T([\d.]+)", name), case)
@@ -21,9 +22,14 @@ CASES = [
 
 
 def settings_of(**kwargs):
-    config = orc.defaults()
+    config = methods.defaults("orc")
     config.update(kwargs)
     return config
+
+
+def peer_losses(config, logits, labels, turn):
+    """[P] the sum of a peer's loss terms."""
+    return sum(orc.loss(config, Batch(logits, labels, roles=turn.roles)).values())
 
 
 def logits_of(seed, peers=4, batch=6, classes=5):
@@ -48,14 +54,14 @@ def test_golden(inputs, match, case):
     assert set(np.flatnonzero(students)) == set(case["students"])
 
     asks = jnp.array(~orc.is_pivot(config, len(logits)))
-    share = orc.feedback_share(cross_entropy, asks)
+    share = feedback.feedback_share(cross_entropy, asks)
     np.testing.assert_allclose(share[1:], case["feedback_share"], rtol=1e-5)
     assert share[0] == 0
 
     roles = orc.assign(config, promoted)
 
     def total(z):
-        return orc.loss(config, z, labels, roles)[0].sum()
+        return peer_losses(config, z, labels, roles).sum()
 
     loss, gradient = jax.value_and_grad(total)(logits)
     np.testing.assert_allclose(loss, case["loss"], rtol=2e-5)
@@ -70,7 +76,7 @@ def test_roles_with_pivot():
     roles = orc.assign(config, promoted)
     assert promoted.tolist() == [False, False, True, False]
     assert roles.learns.tolist() == [True, False, True, True]
-    assert roles.teaches.astype(int).tolist() == [
+    assert roles.roles[2].astype(int).tolist() == [
         [0, 1, 1, 0],
         [0, 0, 0, 0],
         [0, 1, 0, 0],
@@ -84,7 +90,7 @@ def test_roles_without_pivot():
     roles = orc.assign(config, promoted)
     assert promoted.tolist() == [False, True, True, False]
     assert roles.learns.tolist() == [True, False, False, True]
-    assert roles.teaches.astype(int).tolist() == [
+    assert roles.roles[2].astype(int).tolist() == [
         [0, 1, 1, 0],
         [0, 0, 0, 0],
         [0, 0, 0, 0],
@@ -108,7 +114,8 @@ def test_promotion_ablations(pivot):
 
 
 def losses_of(config, logits, labels, promoted):
-    return orc.loss(config, jnp.array(logits), labels, orc.assign(config, jnp.array(promoted)))[0]
+    turn = orc.assign(config, jnp.array(promoted))
+    return peer_losses(config, jnp.array(logits), labels, turn)
 
 
 def test_each_teaching_switched_off_leaves_cross_entropy():
@@ -151,8 +158,8 @@ def test_permuting_the_students_permutes_the_results(seed, order, pivot):
     def study(z):
         ce = losses.cross_entropy(z, labels).mean(axis=1)
         roles = orc.assign(config, orc.promote(config, ce, jax.random.key(0)))
-        share = orc.feedback_share(ce, roles.learns)
-        return orc.loss(config, z, labels, roles)[0], roles.promoted, share
+        share = feedback.feedback_share(ce, roles.learns)
+        return peer_losses(config, z, labels, roles), roles.promoted, share
 
     for here, there in zip(study(jnp.array(logits[order])), study(jnp.array(logits)), strict=True):
         np.testing.assert_allclose(here, np.array(there)[order], rtol=1e-4, atol=1e-5)
@@ -166,7 +173,7 @@ def test_feedback_samples_are_errors_of_the_students_that_asked(seed, error_rate
     students = np.array([False, True, True, True])
     wrong[2] = False
     ce = rng.random((4, 16)).astype(np.float32)
-    sample, asker = orc.draw_feedback(
+    sample, asker = feedback.draw_feedback(
         jax.random.key(seed % 1000), jnp.array(ce), jnp.array(wrong), jnp.array(students)
     )
     sample, asker = np.array(sample), np.array(asker)
@@ -183,7 +190,7 @@ def test_feedback_shares_and_samples_are_drawn_as_asked():
     ce = jnp.array([[9.0] * 8, [0.5] * 8, [1.5] * 8])
     wrong = jnp.zeros((3, 8), bool).at[1, :4].set(True).at[2, 4:6].set(True).at[0].set(True)
     students = jnp.array([False, True, True])
-    draw = jax.vmap(lambda key: orc.draw_feedback(key, ce, wrong, students))
+    draw = jax.vmap(lambda key: feedback.draw_feedback(key, ce, wrong, students))
     sample, asker = draw(jax.random.split(jax.random.key(0), 4000))
     expected = jax.nn.softmax(jnp.array([0.5, 1.5]))
     frequency = [(asker == i).mean() for i in (1, 2)]
@@ -199,15 +206,9 @@ def test_phase_mixes_the_batch_with_the_errors(pivot, feedback):
     """The teachers get λ between the batch and samples that the students got wrong."""
     config = settings_of(pivot=pivot, feedback=feedback)
     logits, labels = jnp.array(logits_of(3)), jnp.array([0, 1, 2, 3, 4, 0])
-    asked = {}
-
-    def teach(stacks, logits, teachers, among, at_most, mix, loss):
-        asked.update(teachers=teachers, among=among, at_most=at_most, mix=mix, loss=loss(logits))
-        return stacks, logits, jnp.zeros(len(logits))
-
-    _, _, roles, metrics = orc.phase(config, (), logits, labels, jax.random.key(1), teach)
-    lam, sample = asked["mix"]
-    students = [1, 2, 3] if pivot == 0 else np.flatnonzero(~roles.promoted)
+    turn = orc.phase(config, Batch(logits, labels), jax.random.key(1))
+    lam, sample = turn.lesson.mix
+    students = [1, 2, 3] if pivot == 0 else np.flatnonzero(~turn.promoted)
     wrong = np.array(logits.argmax(axis=-1) != labels)[students]
     assert np.all(wrong.any(axis=0)[np.array(sample)])
     if feedback == "mixup":
@@ -216,11 +217,11 @@ def test_phase_mixes_the_batch_with_the_errors(pivot, feedback):
         assert lam == {"feedback_only": 0, "train_only": 1}[feedback]
     ce = losses.cross_entropy
     expected = lam * ce(logits, labels).mean(1) + (1 - lam) * ce(logits, labels[sample]).mean(1)
-    np.testing.assert_allclose(asked["loss"], expected, rtol=1e-5)
-    teachers = np.array([True, False, False, False]) if pivot == 0 else roles.promoted
-    np.testing.assert_array_equal(asked["teachers"], teachers)
-    assert asked["at_most"] == 1
-    np.testing.assert_allclose(metrics["asked"].sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(turn.lesson.loss(logits), expected, rtol=1e-5)
+    teachers = np.array([True, False, False, False]) if pivot == 0 else turn.promoted
+    np.testing.assert_array_equal(turn.lesson.pupils, teachers)
+    assert turn.lesson.at_most == 1
+    np.testing.assert_allclose(turn.metrics["asked"].sum(), 1, rtol=1e-6)
 
 
 def test_a_group_that_errs_nowhere_works():
@@ -228,15 +229,10 @@ def test_a_group_that_errs_nowhere_works():
     logits = jnp.stack([8.0 * jax.nn.one_hot(labels, 5)] * 3)
     for pivot in (0, None):
         config = settings_of(pivot=pivot)
-
-        def teach(stacks, logits, teachers, mix, **_):
-            assert sorted(np.array(mix[1])) == list(range(6))
-            return stacks, logits, jnp.zeros(3)
-
-        _, _, roles, metrics = orc.phase(config, (), logits, labels, jax.random.key(0), teach)
-        loss, _ = orc.loss(config, logits, labels, roles)
-        assert np.all(np.isfinite(loss))
-        assert np.all(metrics["asked"] == 0)
+        turn = orc.phase(config, Batch(logits, labels), jax.random.key(0))
+        assert sorted(np.array(turn.lesson.mix[1])) == list(range(6))
+        assert np.all(np.isfinite(peer_losses(config, logits, labels, turn)))
+        assert np.all(turn.metrics["asked"] == 0)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +253,7 @@ def test_a_group_that_errs_nowhere_works():
     ],
 )
 def test_settings_that_make_no_sense(change):
-    orc.check(settings_of(), 4)
+    networks = ["resnet8"] * 4
+    methods.check(settings_of(), networks)
     with pytest.raises(UserError, match=f"method.{[*change][-1]} is .* allowed"):
-        orc.check(settings_of(**change), 4)
+        methods.check(settings_of(**change), networks)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from conftest import assert_trees_equal, run_command, tiny_config, tiny_data
 
-from orc_jax import peers
-from orc_jax import step as steps
+from orc_jax import passes, peers
 from orc_jax.data import batches
+from orc_jax.initial import init_state
 from orc_jax.run import evaluate_split, prepare
+from orc_jax.state import streams
+from orc_jax.step import compile_steps
 
 MESHES = [(1, 1), (8, 1), (1, 4), (2, 4)]
 GROUPS = {
@@ -24,9 +26,9 @@ GROUPS = {
 def build(config, data=None):
     """(setup, state, train step, order of epoch 0) of a config."""
     setup = prepare(config, data or tiny_data())
-    state = steps.init_state(*setup.state_args(), {})
-    train_step, _ = steps.compile_steps(config, setup.group, setup.method)
-    key = steps.streams(config.seed)[1]
+    state = init_state(*setup.state_args(), {})
+    train_step, *_ = compile_steps(config, setup.group, setup.method)
+    key = streams(config.seed)[1]
     order = batches.epoch_order(key, 0, len(setup.dataset.train.labels), config.batch_size)
     return setup, state, train_step, setup.on_mesh(jax.device_get(order))
 
@@ -59,7 +61,7 @@ def trajectories():
             setup, state = run(config, 3)
             for i, row in enumerate(in_peer_order(setup, state)):
                 results[f"{name}/{data}x{peer}/params{i}"] = row
-            _, evaluation_step = steps.compile_steps(config, setup.group, setup.method)
+            _, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
             test = evaluate_split(setup, evaluation_step, state.stacks)
             results[f"{name}/{data}x{peer}/test_loss"] = np.array(test["loss"])
             for metric, value in state.sums.items():
@@ -237,7 +239,7 @@ def test_a_paused_peer_stays_bit_for_bit():
     grads = jax.tree.map(jnp.ones_like, before.params)
     stats = jax.tree.map(lambda x: x + 1, before.stats)
     learns = jnp.array([True, False, True])
-    after = peers.update(stack, before, grads, stats, state.step, learns)
+    after = passes.update(stack, before, grads, stats, state.step, learns)
     assert_trees_equal(peers.select(after, 1), peers.select(before, 1))
     jax.tree.map(
         lambda a, b: np.testing.assert_array_less(0, abs(a[0] - b[0]).max()), after, before

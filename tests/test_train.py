@@ -285,8 +285,9 @@ def test_batch_larger_than_the_data(tmp_path):
 
 def test_the_target_is_the_best_of_the_smallest_networks():
     test = {"top1": [90.0, 70.0, 72.0, 80.0]}
-    assert metrics.target_top1(test, [900, 100, 100, 400]) == 72.0
-    assert metrics.target_top1(test, [100, 100, 100, 100]) == 90.0
+    assert metrics.target_top1(test, [0, 1, 2, 3], [900, 100, 100, 400]) == 72.0
+    assert metrics.target_top1(test, [0, 1, 2, 3], [100, 100, 100, 100]) == 90.0
+    assert metrics.target_top1(test, [1, 2, 3], [100, 100, 100, 100]) == 80.0
 
 
 def test_the_readmes_python_example_as_it_stands(tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ import numpy as np
 from orc_jax import losses
 from orc_jax.methods.method import Batch, Method, at_least_two
 
+# The authors' program adds this to a student's probabilities before their logarithm.
+FLOOR = 1e-8
+
 
 def loss(config, batch: Batch):
     """Σ_heads CE + Σ over ordered cross-network pairs of heads KD_T(z_i, z_j), z_j constant."""
@@ -19,7 +22,8 @@ def loss(config, batch: Batch):
     network = np.arange(len(z)) // count
     across = network[:, None] != network[None, :]
     cross_entropy = losses.cross_entropy(z, batch.labels).mean(axis=1)
-    distillation = jnp.sum(across * losses.pairwise_kd(z, config.temperature), axis=1)
+    pairs = losses.pairwise_kd(z, config.temperature, floor=FLOOR)
+    distillation = jnp.sum(across * pairs, axis=1)
     return {
         "ce": cross_entropy.reshape(peers, count).sum(axis=1),
         "kd": distillation.reshape(peers, count).sum(axis=1),
