@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,14 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from orc_jax import config as configs
 from orc_jax import models
-from orc_jax.models.network import Network, stage
+from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import Block, Head, Stem
 
 ROOT = Path(__file__).parent.parent
@@ -59,16 +61,45 @@ def tiny(width: int, num_classes: int, norm) -> Network:
     return Network(Stem(width, norm), stages, Head(num_classes))
 
 
+class Pixels(nn.Module):
+    """A dense layer on every pixel, norm and activation; compiles faster than convolutions."""
+
+    features: int
+    stride: int
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(self.features)(x[:, :: self.stride, :: self.stride])
+        return nn.relu(self.norm(use_running_average=not train)(x))
+
+
+def pixels(width: int, num_classes: int, norm) -> Network:
+    """A network of three stages without a convolution."""
+    stages = [stage(Pixels, width, stride, 1, norm) for stride in (1, 2, 2)]
+    head = Head(num_classes)
+    stem = stage(Pixels, width, 1, 1, norm)
+    return Network(stem, stages, head, auxiliary_heads(stages, head))
+
+
+TINY = {
+    "tiny": partial(tiny, 4),
+    "tiny_wide": partial(tiny, 8),
+    "pixels": partial(pixels, 6),
+    "pixels_wide": partial(pixels, 10),
+}
+
+
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
-    """Makes the networks "tiny" and "tiny_wide" known for the time of a test."""
-    monkeypatch.setitem(models.NETWORKS, "tiny", partial(tiny, 4))
-    monkeypatch.setitem(models.NETWORKS, "tiny_wide", partial(tiny, 8))
+    """Makes the networks of `TINY` known for the time of a test."""
+    for name, network in TINY.items():
+        monkeypatch.setitem(models.NETWORKS, name, network)
 
 
-def tiny_config(networks=("tiny_wide", "tiny", "tiny", "tiny"), **method):
+def tiny_config(networks=("tiny_wide", "tiny", "tiny", "tiny"), method_name="orc", **method):
     """A config of a tiny group on digits-like images; keywords go to config.method."""
-    config = configs.default("orc")
+    config = configs.default(method_name)
     config.epochs = 2
     config.batch_size = 16
     config.eval_batch_size = 16

@@ -1,0 +1,106 @@
+"""Three training steps of every method are the same on every mesh of devices."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import run_command, tiny_config
+from test_step import build, in_peer_order, run
+
+from orc_jax.run import evaluate_split
+from orc_jax.step import compile_steps
+
+DATA, PEER, BOTH = (8, 1), (1, 4), (2, 4)
+FOUR = ("pixels",) * 4
+PAIR = ("pixels_wide", "pixels")
+THREE = ("pixels_wide", "pixels_wide", "pixels")
+# name → (method, its settings, networks, meshes besides that of one device)
+GROUPS = {
+    "orc": ("orc", {}, ("tiny_wide", *["tiny"] * 4), [BOTH]),
+    "orc_pivot": ("orc", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
+    "orc_peers": ("orc", {"pivot": None}, FOUR, [DATA, PEER, BOTH]),
+    "orc_networks": ("orc", {"pivot": None}, PAIR * 2, [DATA, PEER]),
+    "ind": ("ind", {}, FOUR, [DATA, PEER]),
+    "kd": ("kd", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
+    "dml": ("dml", {}, FOUR, [DATA, PEER]),
+    "kdcl": ("kdcl", {"target": "linear"}, FOUR, [DATA, PEER, BOTH]),
+    "one": ("one", {}, FOUR, [DATA]),
+    "cl_ilr": ("cl_ilr", {}, FOUR, [DATA]),
+    "okddip": ("okddip", {}, FOUR, [DATA]),
+    "okddip_net": ("okddip", {"form": "network"}, FOUR, [DATA, PEER]),
+    "dcm": ("dcm", {}, FOUR, [DATA, PEER]),
+    "switokd": ("switokd", {}, PAIR, [DATA]),
+    "switokd_2t1s": ("switokd", {"teachers": 2}, THREE, [DATA]),
+    "switokd_1t2s": ("switokd", {}, ("pixels_wide", "pixels", "pixels"), [DATA]),
+}
+CASES = [(name, mesh) for name, (*_, meshes) in GROUPS.items() for mesh in meshes]
+
+
+def config_of(name, mesh):
+    """The config of a group on a mesh (data, peer)."""
+    method, changes, networks, _ = GROUPS[name]
+    config = tiny_config(networks, method, **changes)
+    config.mesh.data, config.mesh.peer = mesh
+    if method == "kd":
+        config.peers[0].init_from = "given"  # here the teacher is whatever it was initialised to
+    return config
+
+
+def trajectories():
+    """Every group on every mesh (in a process with eight devices): parameters and metrics."""
+    results = {}
+    for name, mesh in [(name, (1, 1)) for name in GROUPS] + CASES:
+        config, here = config_of(name, mesh), f"{name}/{mesh[0]}x{mesh[1]}"
+        setup, state = run(config, 3)
+        for i, row in enumerate(in_peer_order(setup, state)):
+            results[f"{here}/params{i}"] = row
+        own = jax.tree.leaves(state.method.params)
+        if own:
+            results[f"{here}/own"] = np.concatenate([np.asarray(leaf).ravel() for leaf in own])
+        for metric, value in state.sums.items():
+            results[f"{here}/{metric}"] = np.asarray(value)
+        if name in ("orc", "one"):
+            _, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
+            test = evaluate_split(setup, evaluation_step, state.stacks)
+            results[f"{here}/test_loss"] = np.array(test["loss"])
+    return results
+
+
+@pytest.fixture(scope="module")
+def on_meshes(tmp_path_factory):
+    file = tmp_path_factory.mktemp("spmd") / "results.npz"
+    code = f"""
+import sys
+sys.path.insert(0, "tests")
+import conftest, numpy
+from orc_jax import models
+models.NETWORKS.update(conftest.TINY)
+import test_meshes
+numpy.savez({str(file)!r}, **test_meshes.trajectories())
+"""
+    run_command("-c", code, devices=8)
+    return np.load(file)
+
+
+@pytest.mark.parametrize("name, mesh", CASES)
+def test_same_trajectory_on_every_mesh(on_meshes, name, mesh):
+    one, here = f"{name}/1x1/", f"{name}/{mesh[0]}x{mesh[1]}/"
+    values = [key.removeprefix(one) for key in on_meshes.files if key.startswith(one)]
+    assert {"params1", "loss", "diversity", "learned"} <= set(values)
+    for value in values:
+        np.testing.assert_allclose(
+            on_meshes[here + value], on_meshes[one + value], rtol=1e-3, atol=1e-4, err_msg=value
+        )
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_meshes_agree_on_parameters_that_moved(on_meshes, name):
+    """All but the frozen teacher's, which did not."""
+    setup, state, _, _ = build(config_of(name, (1, 1)))
+    for i, before in enumerate(in_peer_order(setup, state)):
+        moved = np.abs(on_meshes[f"{name}/1x1/params{i}"] - before).max()
+        if name == "kd" and i == 0:
+            assert moved == 0
+        elif not name.startswith("switokd"):
+            assert moved > 3e-3
+    for leaf in jax.tree.leaves(state.method.params):
+        assert not np.any(np.isin(np.asarray(leaf).ravel()[:5], on_meshes[f"{name}/1x1/own"]))
