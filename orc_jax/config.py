@@ -109,13 +109,12 @@ def _check_peers(config, method):
     """The peers can do what the method asks of them."""
     for i, kind in enumerate(method.passes(config.method, len(config.peers))):
         if kind == "frozen" and not config.peers[i].init_from:
+            network, file = config.peers[i].model, f"configs/{config.data.name}.py"
             raise UserError(
-                f"{config.method.name} needs a trained {config.peers[i].model} in "
-                f"peers[{i}].init_from: a run's directory, or a PyTorch file. Two commands: "
-                "python -m orc_jax.main "
-                f"--config=configs/{config.data.name}.py:ind:{config.peers[i].model} "
-                "--workdir=runs/teacher && python -m orc_jax.main "
-                f"--config=configs/{config.data.name}.py:{config.method.name} "
+                f"{config.method.name} needs a trained {network} in peers[{i}].init_from: a run's "
+                "directory, a saved network or a PyTorch file. Two commands: "
+                f"python -m orc_jax.main --config={file}:ind:{network} --workdir=runs/teacher && "
+                f"python -m orc_jax.main --config={file}:{config.method.name} "
                 f"--config.peers[{i}].init_from=runs/teacher"
             )
     if method.shares_trunk(config.method):

@@ -1,44 +1,9 @@
-import importlib
-
-import jax
 import pytest
 from conftest import tiny_config
 
 from orc_jax import config as configs
-from orc_jax import methods, models, optimizers, peers
+from orc_jax import methods, optimizers, peers
 from orc_jax.errors import UserError
-
-PRESETS = [
-    (name, preset) for name in ("digits", "cifar10", "cifar100") for preset in ("orc", "orc_peers")
-]
-
-
-@pytest.mark.parametrize("name, preset", PRESETS)
-def test_every_preset_is_valid(name, preset):
-    config = importlib.import_module(f"configs.{name}").get_config(preset)
-    for devices in (1, 2, 4, 8, 16):
-        assert configs.check(config, devices) == (devices, 1)
-    assert (config.method.pivot is None) == (preset == "orc_peers")
-
-
-def test_the_papers_networks_with_their_parameter_counts():
-    config = importlib.import_module("configs.cifar100").get_config()
-    counts = []
-    for peer in config.peers:
-        network = models.create(peer.model, 100)
-        shapes = jax.eval_shape(
-            lambda network=network: network.init(
-                jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)), train=False
-            )
-        )
-        counts.append(sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])))
-    assert [peer.model for peer in config.peers] == ["resnet56", "resnet44", "resnet32", "resnet20"]
-    assert counts == [861_620, 667_188, 472_756, 278_324]
-
-
-def test_unknown_preset():
-    with pytest.raises(UserError, match="did you mean 'orc_peers'"):
-        importlib.import_module("configs.digits").get_config("orc_peer")
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
+from conftest import ROOT, TINY, assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
 
 import orc_jax
-from orc_jax import metrics
+from orc_jax import metrics, models
 from orc_jax.checkpoint import Checkpoints
 from orc_jax.errors import UserError
 from orc_jax.run import prepare
@@ -21,15 +21,9 @@ from orc_jax.run import prepare
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(config, work directory, result) of a run of four epochs on arrays."""
-    from functools import partial
-
-    from conftest import tiny
-
-    from orc_jax import models
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.NETWORKS, "tiny", partial(tiny, 4))
-        patch.setitem(models.NETWORKS, "tiny_wide", partial(tiny, 8))
+        for name, network in TINY.items():
+            patch.setitem(models.NETWORKS, name, network)
         workdir = tmp_path_factory.mktemp("run") / "a"
         config = tiny_config()
         config.epochs = 4

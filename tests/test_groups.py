@@ -1,0 +1,277 @@
+"""What methods ask of a group: shared trunks, auxiliary heads, paused and frozen peers."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY, assert_trees_equal, tiny_config, tiny_data
+from test_step import build
+
+import orc_jax
+from orc_jax import methods, models, networks, peers
+from orc_jax.data import batches
+from orc_jax.errors import UserError
+from orc_jax.initial import init_state
+from orc_jax.run import prepare
+from orc_jax.step import compile_steps
+
+FOUR = ("pixels",) * 4
+
+
+def train(config, workdir, **kwargs):
+    return orc_jax.train(config, workdir, tiny_data(train=80, **kwargs))
+
+
+def logits_in_the_group(config, data, state):
+    """[P, B, C] in eval mode of the first test images."""
+    setup = prepare(config, data)
+    _, _, prediction_step = compile_steps(config, setup.group, setup.method)
+    return setup, prediction_step(state.stacks, setup.test_split, setup.on_mesh(np.int32(0)))
+
+
+@pytest.mark.parametrize(
+    "name, changes, kept",
+    [
+        ("one", {}, [0, 1, 2, 3]),
+        ("cl_ilr", {}, [0, 1, 2, 3]),
+        ("okddip", {}, [3]),
+        ("okddip", {"form": "network"}, [3]),
+        ("dcm", {}, [0, 1, 2, 3]),
+    ],
+)
+def test_what_is_kept_is_a_plain_network_with_the_same_logits(tmp_path, name, changes, kept):
+    """A branch with its trunk, a leader, a network without its auxiliary heads."""
+    config = tiny_config(FOUR, name, **changes)
+    result = train(config, tmp_path / "run")
+    data = tiny_data(train=80)
+    setup, together = logits_in_the_group(config, data, result.state)
+    images, _, _ = batches.evaluation_batch(setup.test_split, 0, config.eval_batch_size)
+
+    saved = sorted((tmp_path / "run" / "networks").iterdir())
+    assert [int(path.name) for path in saved] == kept
+    for peer, path in zip(kept, saved, strict=True):
+        module, variables, description = orc_jax.load_network(path)
+        alone = module.apply(variables, images, train=False)
+        np.testing.assert_allclose(alone, together[peer], rtol=1e-4, atol=1e-5)
+
+        plain = jax.eval_shape(lambda m=module: m.init(jax.random.key(0), images, train=False))
+        shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (variables, plain)]
+        assert shapes[0] == shapes[1]  # nothing is missing, and no head is left over
+        count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        assert setup.num_params[peer] == count
+        assert description["network"] == "pixels" and description["num_classes"] == 5
+
+
+def test_cl_ilr_divides_the_trunks_gradient_by_the_number_of_branches(monkeypatch):
+    """Plain gradient descent: the trunk moves by a P-th, the branches as without."""
+    config = tiny_config(FOUR, "cl_ilr")
+    config.optimizer.update(momentum=0.0, weight_decay=0.0)
+    method = methods.get("cl_ilr")
+    moves = []
+    for rescale in (True, False):
+        monkeypatch.setitem(
+            methods.METHODS, "cl_ilr", dataclasses.replace(method, rescale_trunk=rescale)
+        )
+        setup, state, train_step, order = build(config)
+        before = jax.device_get(state.stacks)
+        after = jax.device_get(train_step(state, setup.train_split, order).stacks)
+        moves.append(
+            [
+                jax.tree.map(np.subtract, a.params, b.params)
+                for a, b in zip(after, before, strict=True)
+            ]
+        )
+    (trunk, branches), (whole_trunk, same_branches) = moves
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(4 * a, b, rtol=1e-3, atol=1e-6), trunk, whole_trunk
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), branches, same_branches
+    )
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(trunk)) > 1e-4
+
+
+def test_branches_share_one_trunk_that_every_branch_trains():
+    setup, state, *_ = build(tiny_config(FOUR, "one"))
+    trunk, branches = state.stacks
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(trunk)} == {1}
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(branches)} == {4}
+    assert [stack.part for stack in setup.group.stacks] == ["trunk", "branch"]
+    assert trunk.params.keys() == {"stem", "stages_0", "stages_1"}
+    assert branches.params.keys() == {"stages_2", "head"}
+
+
+def test_the_gate_of_one_learns_and_reaches_the_trunk():
+    """ONE's gate has a gradient of its own, and sends one into the trunk."""
+    setup, state, train_step, order = build(tiny_config(FOUR, "one"))
+    before = jax.device_get(state.method.params)
+    after = train_step(state, setup.train_split, order).method.params
+    moved = [
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)
+    ]
+    assert max(moved) > 1e-5
+
+
+def paused_steps(config, steps):
+    """(who was paused, stacks before, stacks after) of every step."""
+    setup, state, train_step, order = build(config, tiny_data(train=80))
+    total = 0
+    for _ in range(steps):
+        before, begins_epoch = jax.device_get(state.stacks), int(state.step) % len(order) == 0
+        state = train_step(state, setup.train_split, order)
+        learned = np.array(state.sums["learned"]) - (0 if begins_epoch else total)
+        total = np.array(state.sums["learned"])
+        yield setup, learned == 0, before, jax.device_get(state.stacks)
+
+
+def test_a_paused_teacher_stays_bit_for_bit():
+    """Weights, momentum and statistics; in learning mode all of it moves."""
+    config = tiny_config(("pixels_wide", "pixels"), "switokd")
+    config.optimizer.learning_rate = 0.2
+    modes = set()
+    for setup, paused, before, after in paused_steps(config, 100):
+        assert not paused[1]
+        for stack, old, new in zip(setup.group.stacks, before, after, strict=True):
+            if paused[stack.peers[0]]:
+                assert_trees_equal(old, new)
+            else:
+                for a, b in zip(*map(jax.tree.leaves, (old.params, new.params)), strict=True):
+                    assert np.any(a != b)
+        modes.add(bool(paused[0]))
+    assert modes == {True, False}
+
+
+def test_switches_are_logged(tmp_path):
+    config = tiny_config(("pixels_wide", "pixels_wide", "pixels"), "switokd", teachers=2)
+    logged = train(config, tmp_path / "run").metrics["train"]
+    for pair in ("0_2", "1_2"):
+        assert 0 <= logged[f"expert/{pair}"] <= 1
+        assert 0 < logged[f"gap/{pair}"] <= 2 and -2 < logged[f"delta/{pair}"] < 2
+    for teacher in (0, 1):
+        share = 1 - logged["learned"][teacher]
+        assert logged[f"expert/{teacher}_2"] == pytest.approx(share, abs=1e-6)
+
+
+def test_kd_from_every_kind_of_teacher(tmp_path):
+    """A run, a saved network; the teacher stays as it was loaded, in eval mode."""
+    teacher = tiny_config(("pixels_wide",), "ind")
+    train(teacher, tmp_path / "teacher")
+    sources = [tmp_path / "teacher", tmp_path / "teacher" / "networks" / "0"]
+    students = []
+    for i, source in enumerate(sources):
+        config = tiny_config(("pixels_wide", "pixels"), "kd")
+        config.peers[0].init_from = str(source)
+        result = train(config, tmp_path / str(i))
+        stacks = prepare(config, tiny_data(train=80)).group.stacks
+        kept = peers.plain_variables(stacks, jax.device_get(result.state.stacks), 0)
+        _, variables, _ = orc_jax.load_network(tmp_path / "teacher" / "networks" / "0")
+        if i == 1:
+            assert_trees_equal(kept, variables)
+        assert result.metrics["train"]["learned"] == [0, 1]
+        assert result.metrics["train"]["loss"][0] == 0
+        students.append(result.state.stacks[1])
+        assert [p.name for p in (tmp_path / str(i) / "networks").iterdir()] == ["1"]
+    config.peers[0].init_from = str(tmp_path / "0" / "networks" / "1")
+    with pytest.raises(UserError, match=r"peers\[0\].init_from: .* is a pixels, not a pixels_wide"):
+        train(config, tmp_path / "other")
+
+
+def test_kd_without_a_teacher_says_how_to_get_one():
+    config = tiny_config(("resnet14", "resnet8"), "kd")
+    with pytest.raises(UserError) as error:
+        prepare(config, tiny_data())
+    commands = re.findall(r"python -m orc_jax\.main \S+ \S+", str(error.value))
+    assert commands == [
+        "python -m orc_jax.main --config=configs/digits.py:ind:resnet14 --workdir=runs/teacher",
+        "python -m orc_jax.main --config=configs/digits.py:kd "
+        "--config.peers[0].init_from=runs/teacher",
+    ]
+
+
+def test_kdcl_general_renews_its_weights_every_epoch(tmp_path):
+    """From held-out images, which are not trained on; a resumed run has the same ones."""
+    config = tiny_config(FOUR, "kdcl", target="general", held_out=0.2)
+    setup = prepare(config, tiny_data(train=80))
+    assert len(setup.held_out_split.labels) == 15  # 3 of each of 5 classes
+    assert len(setup.train_split.labels) + len(setup.held_out_split.labels) == 80
+    weights = []
+    for epochs in (1, 2):
+        config.epochs = epochs
+        result = train(config, tmp_path / str(epochs))
+        weights.append(np.array(result.state.method.memory))
+        assert weights[-1].sum() == pytest.approx(1, abs=1e-5)
+    assert np.abs(weights[0] - weights[1]).max() > 1e-3
+    assert np.abs(weights[1] - 0.25).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["one", "kdcl", "dcm", "switokd", "kd"])
+def test_every_kind_of_step_compiles_once_and_transfers_nothing(name):
+    config = tiny_config(("pixels",) * 3, name)
+    config.peers[0].init_from = "given"
+    setup = prepare(config, tiny_data())
+    state = init_state(*setup.state_args(), {})
+    train_step, *_ = compile_steps(config, setup.group, setup.method)
+    order = setup.on_mesh(np.arange(48, dtype=np.int32).reshape(3, 16))
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            state = train_step(state, setup.train_split, order)
+    assert train_step._cache_size() == 1
+    assert np.all(np.array(state.failed_at) == -1)
+
+
+def test_branches_run_their_trunk_once():
+    """Multiply-adds of the forward pass: one trunk and P branches, not P networks."""
+
+    def flops(networks, name):
+        _, state, train_step, order = build(config := tiny_config(networks, name))
+        split = prepare(config, tiny_data()).train_split
+        return train_step.lower(state, split, order).compile().cost_analysis()["flops"]
+
+    assert flops(FOUR, "cl_ilr") < 0.7 * flops(FOUR, "dml")
+
+
+@pytest.mark.parametrize(
+    "name, networks, change, message",
+    [
+        ("one", FOUR, {"mesh.peer": 2}, r"mesh\.peer is 2, allowed: 1, because the branches"),
+        (
+            "cl_ilr",
+            FOUR,
+            {"peers[2].optimizer.learning_rate": 0.3},
+            r"peers\[2\]\.optimizer differs",
+        ),
+        ("dcm", ("tiny", "tiny"), {}, r"tiny \(peers\[0\]\) has no auxiliary heads"),
+    ],
+)
+def test_groups_that_cannot_be(name, networks, change, message):
+    config = tiny_config(networks, name)
+    with config.unlocked():
+        for key, value in change.items():
+            if key == "mesh.peer":
+                config.mesh.peer = value
+            else:
+                config.peers[2].optimizer.learning_rate = value
+    with pytest.raises(UserError, match=message):
+        prepare(config, tiny_data())
+
+
+def test_a_saved_network_is_replaced_whole(tmp_path):
+    module = models.create("pixels", 3)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    description = {"network": "pixels", "num_classes": 3}
+    (tmp_path / ".a.new").mkdir()  # left by a kill
+    networks.save(tmp_path / "a", variables, description)
+    networks.save(tmp_path / "a", jax.tree.map(jnp.zeros_like, variables), description)
+    _, loaded, found = orc_jax.load_network(tmp_path / "a")
+    assert found == description
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(loaded["params"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(UserError, match="is not a saved network"):
+        orc_jax.load_network(tmp_path)
+
+
+def test_tiny_networks_cover_what_methods_need():
+    assert len(TINY["pixels"](3, models.BatchNorm).auxiliary) == 2

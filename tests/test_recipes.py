@@ -1,0 +1,141 @@
+"""Every published recipe: what it sets, and its real networks, initialised abstractly."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from orc_jax import config as configs
+from orc_jax import methods, peers
+from orc_jax.errors import UserError
+from orc_jax.initial import abstract_state
+
+METHODS = ("ind", "kd", "dml", "kdcl", "one", "cl_ilr", "okddip", "okddip_net", "dcm")
+NAMES = (*METHODS, "switokd", "switokd_2t1s", "switokd_1t2s", "orc", "orc_peers")
+FILES = ("digits", "cifar10", "cifar100")
+PARAMETERS = {  # 100 classes, 32×32×3; the first nine are in the golden files
+    "resnet20": 278_324,
+    "resnet32": 472_756,
+    "resnet56": 861_620,
+    "resnet110": 1_736_564,
+    "wrn_16_2": 703_284,
+    "wrn_16_1": 180_916,
+    "MobileNetV2": 812_836,
+    "mobilenet": 3_309_476,
+    "wrn_28_10": 36_536_884,
+    "resnet44": 667_188,
+    "wrn_16_10": 17_174_324,
+}
+MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "peer"))
+
+
+def load(file, preset):
+    """The config of a preset; a teacher that must be given is."""
+    config = importlib.import_module(f"configs.{file}").get_config(preset)
+    if preset.startswith("kd:") or preset == "kd":
+        config.peers[0].init_from = "runs/teacher"
+    return config
+
+
+def test_the_files_have_every_method():
+    for file in FILES:
+        assert sorted(importlib.import_module(f"configs.{file}").RECIPES) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("preset", NAMES)
+def test_every_preset_is_valid(file, preset):
+    config = load(file, preset)
+    for devices in (1, 2, 4, 8, 16):
+        assert configs.check(config, devices) == (devices, 1)
+    assert config.data.name == file
+    if preset.startswith("orc"):
+        assert (config.method.pivot is None) == (preset == "orc_peers")
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_the_real_networks_initialise_and_have_their_parameters(preset):
+    config = load("cifar100", preset)
+    method = methods.get(config.method.name)
+    group = peers.build(config, method, 100, 390, MESH)
+    state = abstract_state(config, group, method, (32, 32, 3))
+    for i, name in enumerate(group.names):
+        plain = jax.eval_shape(
+            lambda s, i=i: peers.plain_variables(group.stacks, s, i), state.stacks
+        )
+        count = sum(leaf.size for leaf in jax.tree.leaves(plain["params"]))
+        assert count == PARAMETERS[name], name
+    assert (state.method.params != {}) == (config.method.name in ("one", "okddip"))
+
+
+def shown(config):
+    """Epochs, batch, and how the learning rate falls."""
+    optimizer = config.optimizer
+    return (
+        config.epochs,
+        config.batch_size,
+        optimizer.learning_rate,
+        optimizer.decay,
+        tuple(optimizer.decay_epochs),
+        optimizer.nesterov,
+    )
+
+
+@pytest.mark.parametrize("file", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("preset", ["ind", "kd", "dml", "kdcl", "one", "cl_ilr", "okddip_net"])
+def test_okddips_recipe(file, preset):
+    """300 epochs, batch 128, SGD Nesterov, ×0.1 at 150 and 225, decay 5e-4, crop and flip."""
+    config = load(file, preset)
+    assert shown(config) == (300, 128, 0.1, 0.1, (150, 225), True)
+    assert (config.optimizer.weight_decay, config.optimizer.momentum) == (5e-4, 0.9)
+    assert (config.data.pad, config.data.pad_mode, config.data.flip) == (4, "zero", True)
+
+
+@pytest.mark.parametrize("preset", ["one", "cl_ilr", "okddip"])
+def test_okddips_methods_have_its_temperature_and_ramp(preset):
+    config = load("cifar100", preset).method
+    assert (config.temperature, config.alpha, config.ramp_epochs) == (3.0, 1.0, 80)
+
+
+def test_dcms_recipe():
+    """200 epochs, SGD without Nesterov, ×0.2 at 60, 120, 160, reflected padding."""
+    config = load("cifar100", "dcm")
+    assert shown(config) == (200, 128, 0.1, 0.2, (60, 120, 160), False)
+    assert config.data.pad_mode == "reflect"
+    assert [peer.model for peer in config.peers] == ["wrn_28_10"] * 2
+
+
+def test_switokds_recipes():
+    ten, hundred = load("cifar10", "switokd"), load("cifar100", "switokd")
+    assert shown(ten) == (300, 128, 0.1, 0.1, (100, 150, 200), False)
+    assert [peer.model for peer in ten.peers] == ["wrn_16_8", "wrn_16_1"]
+    assert shown(hundred)[4] == (140, 200, 250)
+    assert [peer.model for peer in hundred.peers] == ["wrn_16_2", "MobileNetV2"]
+    assert [peer.optimizer.learning_rate for peer in hundred.peers] == [None, 0.01]
+    for preset, teachers in (("switokd_2t1s", 2), ("switokd_1t2s", 1)):
+        three = load("cifar100", preset)
+        assert three.method.teachers == teachers
+        assert [peer.model for peer in three.peers] == ["wrn_16_10", "wrn_16_2", "mobilenet"]
+        mobilenet = three.peers[2].optimizer
+        assert (mobilenet.name, mobilenet.learning_rate) == ("adam", 0.01)
+
+
+def test_other_networks_by_name():
+    config = load("cifar100", "dml:resnet32,wrn_16_2")
+    assert [peer.model for peer in config.peers] == ["resnet32", "wrn_16_2"]
+    assert len(load("digits", "ind:resnet14").peers) == 1
+    config = load("cifar100", "switokd:wrn_16_2,mobilenet")
+    assert config.peers[1].optimizer.learning_rate is None
+
+
+@pytest.mark.parametrize(
+    "preset, message",
+    [
+        ("orc_peer", "unknown preset of configs/digits.py 'orc_peer': did you mean 'orc_peers'"),
+        ("dml:resnet8,", "empty network name"),
+    ],
+)
+def test_presets_that_do_not_exist(preset, message):
+    with pytest.raises(UserError, match=message):
+        load("digits", preset)
