@@ -2,7 +2,7 @@
 
 Times, alternating in one run:
   single     one network alone: no stack, no vmap, plain convolutions;
-  stack      P equal peers that do not teach each other (ORC with every teaching off);
+  stack      P equal peers that do not teach each other (ind);
   orc_peers  ORC without a pivot;
   orc        ORC with a pivot besides the P students;
   two-pass   the same, but with ranking as a separate program before the step, so that the
@@ -12,7 +12,6 @@ Ratios are medians over rounds of time / (P × single) within the round. Peak me
 compiled program's own analysis (none for two-pass, which is two programs).
 """
 
-import time
 from contextlib import contextmanager
 
 import jax
@@ -21,43 +20,24 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 from jax import lax
-from rich.console import Console
-from rich.table import Table
 
-from orc_jax import config as configs
-from orc_jax import losses, models, optimizers, peers, step
+from benchmarks.common import (
+    FLAGS,
+    alternate,
+    compiled_step,
+    peak_bytes,
+    quartiles,
+    random_images,
+    repeated,
+    settings,
+    show,
+)
+from orc_jax import losses, models, optimizers, passes
 from orc_jax.data import batches
 from orc_jax.models import layers
 from orc_jax.run import prepare
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("network", "resnet8", "Network of every peer.")
-flags.DEFINE_integer("size", 8, "Height and width of the images.")
-flags.DEFINE_integer("channels", 1, "Channels of the images.")
-flags.DEFINE_integer("peers", 4, "Networks in the group, P.")
-flags.DEFINE_integer("batch", 64, "Images a step.")
-flags.DEFINE_integer("classes", 10, "Classes.")
-flags.DEFINE_integer("rounds", 20, "Rounds; every variant runs once a round.")
 flags.DEFINE_bool("grouped", True, "Also time plain vmap (on a CPU some 20 times slower).")
-
-
-def settings(size, **method):
-    """A config of `size` equal peers; keywords go to config.method."""
-    config = configs.default("orc")
-    config.batch_size = config.eval_batch_size = FLAGS.batch
-    config.mesh.data = 1
-    config.method.update(method)
-    config.peers = tuple(configs.peer(FLAGS.network) for _ in range(size))
-    return config
-
-
-def random_images():
-    """Labelled noise: time does not depend on what is in the pictures."""
-    rng = np.random.default_rng(0)
-    n = 8 * FLAGS.batch
-    images = rng.integers(0, 256, (n, FLAGS.size, FLAGS.size, FLAGS.channels), dtype=np.uint8)
-    labels = rng.permutation(np.arange(n) % FLAGS.classes)
-    return images, labels, images[: FLAGS.batch], labels[: FLAGS.batch]
 
 
 @contextmanager
@@ -71,20 +51,9 @@ def plain_convolutions():
         layers.per_peer_conv = ours
 
 
-def compiled_step(config):
-    """(state, compiled program, its further arguments, setup) of a config."""
-    setup = prepare(config, random_images())
-    state = step.init_state(*setup.state_args(), {})
-    train_step, _ = step.compile_steps(config, setup.group, setup.method)
-    key = step.streams(0)[1]
-    order = batches.epoch_order(key, 0, len(setup.dataset.train.labels), config.batch_size)
-    args = (setup.train_split, setup.on_mesh(jax.device_get(order)))
-    return state, train_step.lower(state, *args).compile(), args, setup
-
-
 def single_step():
     """The same for one network, as one writes it in Flax without any of our code."""
-    config = settings(FLAGS.peers)
+    config = settings("ind", FLAGS.peers)
     setup = prepare(config, random_images())
     network = models.create(FLAGS.network, FLAGS.classes)
     optimizer = optimizers.optimizer(config.optimizer)
@@ -122,7 +91,7 @@ def ranking_pass(setup):
 
     def rank(stack_state, data, order):
         images = batches.normalise(data, data.images[order[0]])
-        logits, _, _ = peers.forward(students, stack_state, images)
+        logits = passes.forward(students, stack_state, images).outputs.logits
         return losses.cross_entropy(logits, data.labels[order[0]]).mean(axis=1)
 
     spec = jax.sharding.PartitionSpec()
@@ -135,43 +104,27 @@ def ranking_pass(setup):
 def variants():
     """name → function that does one step and waits for it; and name → peak bytes."""
     size, run, memory = FLAGS.peers, {}, {}
-    off = {"pivot": None, "intensive": False, "private": False, "group": False}
 
-    def add(name, state, program, args, before=lambda state: None):
-        box = [state]
-
-        def once():
-            before(box[0])
-            box[0] = program(box[0], *args)
-            jax.block_until_ready(box[0])
-
-        analysis = program.memory_analysis()
-        memory[name] = (
-            analysis.temp_size_in_bytes
-            + analysis.argument_size_in_bytes
-            + analysis.output_size_in_bytes
-            - analysis.alias_size_in_bytes
-        )
-        run[name] = once
+    def add(name, state, program, args, *_):
+        run[name], memory[name] = repeated(state, program, args), peak_bytes(program)
 
     with plain_convolutions():
         add("single", *single_step())
-    add("stack", *compiled_step(settings(size, **off))[:3])
-    add("orc_peers", *compiled_step(settings(size, pivot=None))[:3])
-    add("orc", *compiled_step(settings(size + 1, pivot=0))[:3])
+    add("stack", *compiled_step(settings("ind", size)))
+    add("orc_peers", *compiled_step(settings("orc", size, pivot=None)))
+    add("orc", *compiled_step(settings("orc", size + 1, pivot=0)))
 
-    state, program, args, setup = compiled_step(settings(size + 1, pivot=0))
+    state, program, args, setup = compiled_step(settings("orc", size + 1, pivot=0))
     index, rank = ranking_pass(setup)
-    add(
-        "two-pass",
-        state,
-        program,
-        args,
-        before=lambda state: jax.block_until_ready(rank(state.stacks[index], *args)),
-    )
+
+    def two_pass(state, *args):
+        jax.block_until_ready(rank(state.stacks[index], *args))
+        return program(state, *args)
+
+    run["two-pass"] = repeated(state, two_pass, args)
     if FLAGS.grouped:
         with plain_convolutions():
-            add("grouped", *compiled_step(settings(size, **off))[:3])
+            add("grouped", *compiled_step(settings("ind", size)))
     return run, memory
 
 
@@ -179,37 +132,22 @@ def main(_):
     """Prints the table."""
     logging.set_verbosity(logging.WARNING)
     run, memory = variants()
-    for once in run.values():
-        once()
-    times = {name: [] for name in run}
-    for _ in range(FLAGS.rounds):
-        for name, once in run.items():
-            began = time.perf_counter()
-            once()
-            times[name].append(time.perf_counter() - began)
-
-    title = (
-        f"{FLAGS.peers} × {FLAGS.network}, {FLAGS.size}×{FLAGS.size}×{FLAGS.channels}, "
-        f"batch {FLAGS.batch}, {jax.devices()[0].device_kind}, {FLAGS.rounds} rounds"
-    )
-    table = Table(title=title, title_justify="left")
-    for column in ("variant", "ms a step", "÷ (P × single)", "quartiles", "peak MiB"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    single = FLAGS.peers * np.array(times["single"])
+    times = alternate(run)
+    rows = []
     for name, seconds in times.items():
-        ratio = np.array(seconds) / single
-        low, high = np.percentile(ratio, [25, 75])
-        table.add_row(
-            name,
-            f"{1000 * np.median(seconds):.1f}",
-            f"{np.median(ratio):.3f}",
-            f"{low:.3f} to {high:.3f}",
-            "" if name == "two-pass" else f"{memory[name] / 2**20:.1f}",
+        ratio = seconds / (FLAGS.peers * times["single"])
+        rows.append(
+            (
+                name,
+                f"{1000 * np.median(seconds):.1f}",
+                f"{np.median(ratio):.3f}",
+                quartiles(ratio),
+                f"{memory[name] / 2**20:.1f}" if name in memory else "",
+            )
         )
-    ratio = np.median(np.array(times["two-pass"]) / np.array(times["orc"]))
-    console = Console(width=100)
-    console.print(table)
-    console.print(f"two-pass ÷ orc: {ratio:.3f}", highlight=False)
+    ratio = np.median(times["two-pass"] / times["orc"])
+    columns = ("variant", "ms a step", "÷ (P × single)", "quartiles", "peak MiB")
+    show(columns, rows, f"two-pass ÷ orc: {ratio:.3f}")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def test_digits_command_of_the_readme(tmp_path):
         assert f"{top1:.2f}" in row and f"{loss:.4f}" in row
 
 
-def start(workdir, *args):
+def start(*args):
     return subprocess.Popen(
-        [sys.executable, *TRAIN, f"--workdir={workdir}", *args],
+        [sys.executable, *args],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,7 +66,7 @@ def stop_in_epoch_two(workdir, args, number):
 
     The first epoch's checkpoint is there as soon as it is whole: Orbax renames it then.
     """
-    process = start(workdir, *args)
+    process = start(*args)
     deadline = time.monotonic() + 200
     while not (workdir / "checkpoints" / str(STEPS_PER_EPOCH)).exists():
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
@@ -77,19 +77,20 @@ def stop_in_epoch_two(workdir, args, number):
     return process.returncode, output
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """(arguments, work directory) of a run of three epochs."""
-    workdir = tmp_path_factory.mktemp("cli") / "full"
-    args = ("--config.epochs=3", "--config.batch_size=16", "--config.seed=3")
-    run_command(*TRAIN, f"--workdir={workdir}", *args)
-    return args, workdir
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, number):
-    args, full = uninterrupted
-    workdir = tmp_path / "stopped"
+@pytest.mark.parametrize(
+    "preset, number",
+    [
+        ("orc", signal.SIGINT),
+        ("okddip", signal.SIGKILL),  # has parameters of its own
+        ("switokd:resnet8,resnet8", signal.SIGTERM),  # pauses peers
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
+    settings = ("--config.epochs=3", "--config.batch_size=16", "--config.seed=3")
+    command = ("-m", "orc_jax.main", f"--config=configs/digits.py:{preset}", *settings)
+    full, workdir = tmp_path / "full", tmp_path / "stopped"
+    run_command(*command, f"--workdir={full}")
+    args = (*command, f"--workdir={workdir}")
     status, output = stop_in_epoch_two(workdir, args, number)
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.step("last")
@@ -102,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, number)
         assert STEPS_PER_EPOCH < step < 2 * STEPS_PER_EPOCH
     assert len(metrics.read(workdir)) == 1
 
-    resumed = run_command(*TRAIN, f"--workdir={workdir}", *args)
+    resumed = run_command(*args)
     assert f"resumed at step {step}" in resumed.stdout
     assert_trees_equal(final_state(workdir), final_state(full))
     assert without_times(metrics.read(workdir)) == without_times(metrics.read(full))

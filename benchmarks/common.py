@@ -1,0 +1,113 @@
+"""What the benchmarks share: flags, groups on random images, alternating rounds."""
+
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from orc_jax import config as configs
+from orc_jax.data import batches
+from orc_jax.initial import init_state
+from orc_jax.run import prepare
+from orc_jax.state import streams
+from orc_jax.step import compile_steps
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("network", "resnet8", "Network of every peer.")
+flags.DEFINE_integer("size", 8, "Height and width of the images.")
+flags.DEFINE_integer("channels", 1, "Channels of the images.")
+flags.DEFINE_integer("peers", 4, "Networks in the group, P.")
+flags.DEFINE_integer("batch", 64, "Images a step.")
+flags.DEFINE_integer("classes", 10, "Classes.")
+flags.DEFINE_integer("rounds", 20, "Rounds; every variant runs once a round.")
+
+
+def settings(method: str, size: int, **changes):
+    """A config of `size` equal peers; keywords go to config.method."""
+    config = configs.default(method)
+    config.batch_size = config.eval_batch_size = FLAGS.batch
+    config.mesh.data = 1
+    config.method.update(changes)
+    config.peers = tuple(configs.peer(FLAGS.network) for _ in range(size))
+    return config
+
+
+def random_images():
+    """Labelled noise: time does not depend on what is in the pictures."""
+    rng = np.random.default_rng(0)
+    n = 8 * FLAGS.batch
+    images = rng.integers(0, 256, (n, FLAGS.size, FLAGS.size, FLAGS.channels), dtype=np.uint8)
+    labels = rng.permutation(np.arange(n) % FLAGS.classes)
+    return images, labels, images[: FLAGS.batch], labels[: FLAGS.batch]
+
+
+def compiled_step(config):
+    """(state, compiled train step, its further arguments, setup) of a config."""
+    setup = prepare(config, random_images())
+    state = init_state(*setup.state_args(), {})
+    train_step, *_ = compile_steps(config, setup.group, setup.method)
+    key = streams(0)[1]
+    order = batches.epoch_order(key, 0, len(setup.train_split.labels), config.batch_size)
+    args = (setup.train_split, setup.on_mesh(jax.device_get(order)))
+    return state, train_step.lower(state, *args).compile(), args, setup
+
+
+def peak_bytes(program) -> int:
+    """Peak memory of a compiled program, by its own analysis."""
+    analysis = program.memory_analysis()
+    return (
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+
+
+def repeated(state, program, args):
+    """A function that does one step more and waits for it."""
+    box = [state]
+
+    def once():
+        box[0] = program(box[0], *args)
+        jax.block_until_ready(box[0])
+
+    return once
+
+
+def alternate(run: dict) -> dict[str, np.ndarray]:
+    """Seconds of every function in every round, after one round that does not count."""
+    for once in run.values():
+        once()
+    times: dict = {name: [] for name in run}
+    for _ in range(FLAGS.rounds):
+        for name, once in run.items():
+            began = time.perf_counter()
+            once()
+            times[name].append(time.perf_counter() - began)
+    return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def show(columns: tuple[str, ...], rows: list, *notes: str) -> None:
+    """Prints a table with what was run and where above it."""
+    title = (
+        f"{FLAGS.peers} × {FLAGS.network}, {FLAGS.size}×{FLAGS.size}×{FLAGS.channels}, "
+        f"batch {FLAGS.batch}, {jax.devices()[0].device_kind}, {FLAGS.rounds} rounds"
+    )
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=100)
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+
+
+def quartiles(ratio) -> str:
+    """The middle half of some ratios."""
+    low, high = np.percentile(ratio, [25, 75])
+    return f"{low:.3f} to {high:.3f}"
