@@ -13,7 +13,7 @@ ORC = {
     "data": {"name": "cifar10"},
     "optimizer": {"decay_epochs": (100, 150)},
 }
-# The authors' program.
+# The authors' program (of two networks).
 SWITOKD = {
     "epochs": 300,
     "data": {"name": "cifar10"},

@@ -97,10 +97,10 @@ class Checkpoints:
 
     def restore_arrays(self, step: int) -> dict:
         """The state of a step as nested dicts of numpy arrays, whatever its networks."""
-        tree = self._manager.item_metadata(step).state.tree
-        like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=args).state
+        tree = self._manager.item_metadata(step).state
+        if tree is None:
+            raise UserError(f"the checkpoint of step {step} in {self._workdir} is damaged")
+        return self.restore(step, jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree.tree))
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""

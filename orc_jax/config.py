@@ -86,7 +86,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
             raise unknown(f"network of config.peers[{i}]", one.model, models.NETWORKS)
         _check_optimizer(optimizers.settings(config, one), f"peers[{i}].optimizer")
     methods.check(config.method, [one.model for one in config.peers])
-    _check_peers(config, method)
+    _check_peers(config, method, own_data)
 
     if not own_data:
         _one_of(config.data.name, data.NAMES, "data.name")
@@ -105,17 +105,14 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     return _mesh_shape(config, num_devices)
 
 
-def _check_peers(config, method):
+def _check_peers(config, method, own_data):
     """The peers can do what the method asks of them."""
-    for i, kind in enumerate(method.passes(config.method, len(config.peers))):
+    for i, kind in enumerate(method.kinds(config.method, len(config.peers))):
         if kind == "frozen" and not config.peers[i].init_from:
-            network, file = config.peers[i].model, f"configs/{config.data.name}.py"
             raise UserError(
-                f"{config.method.name} needs a trained {network} in peers[{i}].init_from: a run's "
-                "directory, a saved network or a PyTorch file. Two commands: "
-                f"python -m orc_jax.main --config={file}:ind:{network} --workdir=runs/teacher && "
-                f"python -m orc_jax.main --config={file}:{config.method.name} "
-                f"--config.peers[{i}].init_from=runs/teacher"
+                f"{config.method.name} needs a trained {config.peers[i].model} in "
+                f"peers[{i}].init_from: a run's directory, a saved network or a PyTorch file"
+                + ("" if own_data else f". Two commands: {_two_commands(config, i)}")
             )
     if method.shares_trunk(config.method):
         if config.mesh.peer != 1:
@@ -123,17 +120,33 @@ def _check_peers(config, method):
                 f"mesh.peer is {config.mesh.peer}, allowed: 1, because the branches of "
                 f"{config.method.name} share a trunk"
             )
-        first = optimizers.settings(config, config.peers[0])
+        settings = [optimizers.settings(config, one) for one in config.peers]
         for i, one in enumerate(config.peers):
-            if optimizers.settings(config, one) != first:
-                raise UserError(
-                    f"peers[{i}].optimizer differs from that of peers[0], but the branches of "
-                    f"{config.method.name} share a trunk"
-                )
+            for key, differs in (
+                ("optimizer", settings[i] != settings[0]),
+                ("init_from", one.init_from != config.peers[0].init_from),
+            ):
+                if differs:
+                    raise UserError(
+                        f"peers[{i}].{key} differs from that of peers[0], but the branches of "
+                        f"{config.method.name} share a trunk"
+                    )
     if method.auxiliary_heads:
         for i, one in enumerate(config.peers):
             if not models.create(one.model, 1).auxiliary:
                 raise UserError(f"{one.model} (peers[{i}]) has no auxiliary heads")
+
+
+def _two_commands(config, teacher):
+    """How to train a frozen teacher, and then with it."""
+    main, file = "python -m orc_jax.main", f"configs/{config.data.name}.py"
+    networks = [one.model for one in config.peers]
+    place = "" if teacher == 0 else f" --config.method.teacher={teacher}"
+    return (
+        f"{main} --config={file}:ind:{networks[teacher]} --workdir=runs/teacher && "
+        f"{main} --config={file}:{config.method.name}:{','.join(networks)}{place} "
+        f"'--config.peers[{teacher}].init_from=runs/teacher'"
+    )
 
 
 def _check_keys(config, template, where):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orc_jax import optimizers, peers
+from orc_jax import optimizers, passes, peers
 from orc_jax.methods.method import Batch, Method
 from orc_jax.state import MethodState, State, state_shardings, streams
 from orc_jax.step import study
@@ -50,10 +50,31 @@ def _first_state(config, group, method, image_shape, stacks, own):
 
 def _no_batch(config, group, method, image_shape) -> Batch:
     """A batch of zeros, for the shapes of what depends on it."""
-    outputs = peers.abstract_outputs(group, image_shape, config.batch_size)
+    outputs = _no_outputs(group, image_shape, config.batch_size)
     labels = jnp.zeros(config.batch_size, jnp.int32)
     memory = method.memory(config.method, group.size)
     return Batch(labels=labels, memory=memory, epoch=jnp.int32(0), **outputs)
+
+
+def _no_outputs(group: peers.Group, image_shape, batch_size: int) -> dict:
+    """Zeros in the shapes of `passes.whole_outputs`."""
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    rows: dict = {}
+    trunk = None
+    for stack in group.stacks:
+        outputs, variables = jax.eval_shape(
+            lambda x, s=stack: peers.fresh_outputs(s, jax.random.key(0), x), images
+        )
+        rows.update(dict.fromkeys(stack.peers, outputs))
+        if stack.part == "trunk":
+            x = jax.eval_shape(
+                lambda v, x, s=stack: s.module.apply(v, x, train=False, method="trunk"),
+                variables,
+                images,
+            )
+            trunk = jnp.zeros((batch_size, x.shape[-1]))
+    rows = [jax.tree.map(lambda x: jnp.zeros(x.shape), rows[i]) for i in range(group.size)]
+    return passes.by_field(rows) | {"trunk": trunk}
 
 
 def _init_own(config, group, method, image_shape) -> MethodState:
@@ -67,7 +88,7 @@ def _init_own(config, group, method, image_shape) -> MethodState:
 
 
 def _zero_sums(config, group, method, image_shape, own):
-    """Zeros for every metric of the method; its networks are not traced for this."""
+    """Zeros for every metric of the method."""
 
     def metrics(params):
         batch = _no_batch(config, group, method, image_shape)

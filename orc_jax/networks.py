@@ -52,9 +52,12 @@ def load(directory: str | Path):
         raise UserError(f"{directory} is not a saved network: {error}") from error
     with ocp.StandardCheckpointer() as checkpointer:
         path = (directory / "variables").absolute()
-        tree = checkpointer.metadata(path).item_metadata.tree
-        like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
-        variables = checkpointer.restore(path, like)
+        try:
+            tree = checkpointer.metadata(path).item_metadata.tree
+            like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
+            variables = checkpointer.restore(path, like)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{directory} cannot be read: {error}") from error
     module = models.create(description["network"], description["num_classes"])
     return module, variables, description
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from orc_jax.models.network import Outputs
-from orc_jax.peers import Group, Stack, StackState, by_field, select
+from orc_jax.peers import Group, Stack, StackState, select
 
 
 class Pass(NamedTuple):
@@ -143,7 +143,7 @@ def predict_group(group: Group, states, images):
 
 
 def whole_outputs(group: Group, passes: list[Pass | None]) -> dict:
-    """What the passes gave, of the whole group and batch, as fields of `methods.Batch`."""
+    """What the passes gave, of the whole group and batch, as fields of a method's `Batch`."""
     parts, trunk = [], None
     for stack, one in zip(group.stacks, passes, strict=True):
         if stack.part == "trunk":
@@ -152,6 +152,20 @@ def whole_outputs(group: Group, passes: list[Pass | None]) -> dict:
         else:
             parts.append(one and over_batch(stack, one.outputs))
     return by_field(over_peers(group, parts)) | {"trunk": trunk}
+
+
+def by_field(rows: list) -> dict:
+    """The peers' `Outputs` (None for a peer without a pass) as fields of a method's `Batch`."""
+    some = next(row for row in rows if row is not None)
+    nothing = jnp.zeros_like(some.logits)
+    auxiliary = None
+    if some.auxiliary is not None:
+        auxiliary = jnp.stack([row.auxiliary for row in rows])
+    return {
+        "logits": jnp.stack([nothing if row is None else row.logits for row in rows]),
+        "features": tuple(None if row is None else row.features for row in rows),
+        "auxiliary": auxiliary,
+    }
 
 
 def backward(group: Group, passes: list[Pass | None], d_outputs: dict) -> list:

@@ -37,7 +37,7 @@ class Layout(NamedTuple):
       peers: positions in the group of those that run through it.
       part: what of the network it is, a method of `Network`: "whole", "with_auxiliary",
         "trunk" (one member for all its peers) or "branch".
-      kind: "train", "later" or "frozen", see `Method.passes`.
+      kind: "train", "later" or "frozen", see `Method.kinds`.
       optimizer: its settings.
     """
 
@@ -118,8 +118,10 @@ def layout(config, method) -> list[Layout]:
             Layout(networks[0], everyone, part, "train", settings[0])
             for part in ("trunk", "branch")
         ]
+    kinds = method.kinds(config.method, len(networks))
     part = "with_auxiliary" if method.auxiliary_heads else "whole"
-    kinds = method.passes(config.method, len(networks))
+    if method.auxiliary_heads and set(kinds) != {"train"}:
+        raise NotImplementedError("only peers that train on the batch have auxiliary heads")
     found: dict = {}
     for i, key in enumerate(zip(networks, kinds, settings, strict=True)):
         found.setdefault((*key[:2], key[2].to_json(sort_keys=True)), []).append(i)
@@ -188,45 +190,10 @@ def abstract_variables(stack: Stack, image_shape: tuple[int, int, int]):
     )
 
 
-def _outputs(stack, key, images):
+def fresh_outputs(stack, key, images):
     """What a network gives for images with fresh variables, and those variables."""
     method = "with_auxiliary" if stack.part == "with_auxiliary" else "whole"
     return stack.module.init_with_output(key, images, train=False, method=method)
-
-
-def abstract_outputs(group: Group, image_shape, batch_size: int) -> dict:
-    """Zeros in the shapes of `whole_outputs`."""
-    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    rows: dict = {}
-    trunk = None
-    for stack in group.stacks:
-        outputs, variables = jax.eval_shape(
-            lambda x, s=stack: _outputs(s, jax.random.key(0), x), images
-        )
-        rows.update(dict.fromkeys(stack.peers, outputs))
-        if stack.part == "trunk":
-            x = jax.eval_shape(
-                lambda v, x, s=stack: s.module.apply(v, x, train=False, method="trunk"),
-                variables,
-                images,
-            )
-            trunk = jnp.zeros((batch_size, x.shape[-1]))
-    rows = [jax.tree.map(lambda x: jnp.zeros(x.shape), rows[i]) for i in range(group.size)]
-    return by_field(rows) | {"trunk": trunk}
-
-
-def by_field(rows: list) -> dict:
-    """The peers' `Outputs` (None for a peer without a pass) as fields of `methods.Batch`."""
-    some = next(row for row in rows if row is not None)
-    nothing = jnp.zeros_like(some.logits)
-    auxiliary = None
-    if some.auxiliary is not None:
-        auxiliary = jnp.stack([row.auxiliary for row in rows])
-    return {
-        "logits": jnp.stack([nothing if row is None else row.logits for row in rows]),
-        "features": tuple(None if row is None else row.features for row in rows),
-        "auxiliary": auxiliary,
-    }
 
 
 def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[StackState, ...]:
@@ -245,7 +212,7 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
     for stack in group.stacks:
         if (stack.name, stack.part) not in fresh:
             fresh[stack.name, stack.part] = jax.jit(
-                lambda key, s=stack: _part(s, _outputs(s, key, images)[1])
+                lambda key, s=stack: _part(s, fresh_outputs(s, key, images)[1])
             )
         members = []
         for peer in stack.peers[: _size(stack)]:
@@ -262,7 +229,7 @@ def abstract(group: Group, image_shape: tuple[int, int, int]) -> tuple[StackStat
     """Shapes of what `init` gives; nothing is computed."""
 
     def state(stack, key):
-        variables = _part(stack, _outputs(stack, key, jnp.zeros((1, *image_shape)))[1])
+        variables = _part(stack, fresh_outputs(stack, key, jnp.zeros((1, *image_shape)))[1])
         return _stacked(stack, [variables] * _size(stack))
 
     key = jax.random.key(0)

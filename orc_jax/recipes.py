@@ -36,7 +36,7 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
       preset: what the user wrote after the file's name.
 
     Raises:
-      UserError: there is no such preset or network.
+      UserError: there is no such preset.
     """
     name, _, networks = preset.partition(":")
     if name not in recipes:

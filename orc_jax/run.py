@@ -127,7 +127,7 @@ def evaluate(
         )
     if not has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet")
-    if config.mesh.data * config.mesh.peer > len(jax.devices()):
+    if max(1, config.mesh.data) * config.mesh.peer > len(jax.devices()):
         config.mesh.data = config.mesh.peer = 1  # trained on a larger machine
     if data_dir:
         config.data.dir = data_dir

@@ -2,8 +2,9 @@
 
 `train_step` is one SPMD program, `jax.jit(jax.shard_map(step, mesh))`, over a mesh with
 axes `data` (splits the batch) and `peer` (splits the stacks of networks). It gives the
-same result, to rounding, on every mesh shape. What crosses devices is logits; and, over the
-mesh axes that split a network's batch, its gradients and batch-norm statistics.
+same result, to rounding, on every mesh shape. What crosses devices is what the loss reads
+(logits, for few methods features too); and, over the mesh axes that split a network's batch,
+its gradients and batch-norm statistics.
 
 Each network runs forward once per batch on the same weights: ranking, mining and losses
 all read the logits of that one pass, and its pullback turns their gradient into the
@@ -99,15 +100,17 @@ def study(config, method: Method, stacks, batch: Batch, own_params, key, teach):
       outputs, gradient for the method's own parameters), and metrics.
     """
     size = len(batch.logits)
-    kinds = np.array(method.passes(config.method, size))
+    kinds = np.array(method.kinds(config.method, size))
     turn = Turn(learns=jnp.asarray(kinds != "frozen"))
     if method.phase:
         turn = method.phase(config.method, lax.stop_gradient(batch), key)
     taught = jnp.zeros(size)
     if turn.lesson:
+        if method.own_augmentation or method.shares_trunk(config.method):
+            raise NotImplementedError("lessons are for whole networks with one augmentation")
         stacks, logits, taught = teach(stacks, batch.logits, turn.lesson)
         batch = batch._replace(logits=logits)
-    batch = batch._replace(roles=turn.roles)
+    batch = batch._replace(plan=turn.plan)
     network = method.network and method.network(config.method, size)
 
     def total(outputs, own_params):
@@ -148,6 +151,8 @@ def _learn_own(config, state: MethodState, grads, step, steps_per_epoch) -> Meth
     """The optimizer step of the method's own parameters, with the run's settings."""
     if not state.params:
         return state
+    # Every device has the whole gradient; the mean keeps their copies equal bit for bit.
+    grads = lax.pmean(grads, ("data", "peer"))
     optimizer = optimizers.optimizer(config.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     rate = optimizers.schedule(config.optimizer, config.epochs, steps_per_epoch)(step)

@@ -75,7 +75,7 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     config, group, per_epoch = setup.config, setup.group, setup.steps_per_epoch
     num_images = len(setup.train_split.labels)
     train_step, evaluation_step, prediction_step = compile_steps(config, group, setup.method)
-    renew = _renewal(setup, prediction_step)
+    renew = renewal(setup, prediction_step)
     everywhere = NamedSharding(group.mesh, PartitionSpec())
     epoch_order = jax.jit(batches.epoch_order, static_argnums=(2, 3), out_shardings=everywhere)
     order_key = streams(config.seed)[1]
@@ -154,7 +154,7 @@ def _score(setup, record) -> float:
     return metrics.target_top1(record["test"], setup.kept, setup.num_params)
 
 
-def _renewal(setup, prediction_step):
+def renewal(setup, prediction_step):
     """State → state with a new memory of the method, or None if it keeps none."""
     split, method, config = setup.held_out_split, setup.method, setup.config.method
     if split is None:

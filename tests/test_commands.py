@@ -103,6 +103,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
         assert STEPS_PER_EPOCH < step < 2 * STEPS_PER_EPOCH
     assert len(metrics.read(workdir)) == 1
 
+    if preset.startswith("switokd"):  # the teacher was paused at times, before and after the stop
+        for record in metrics.read(full):
+            assert 0 < record["train"]["expert/0_1"] < 1
+
     resumed = run_command(*args)
     assert f"resumed at step {step}" in resumed.stdout
     assert_trees_equal(final_state(workdir), final_state(full))

@@ -25,13 +25,13 @@ def teacher(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("name", [*NAMES, "kdcl-general"])
+@pytest.mark.parametrize("name", [*NAMES, "kdcl-general", "kdcl-linear", "kdcl-naive"])
 def test_every_kept_network_learns_the_digits(name, teacher, tmp_path):
     config = preset(name.split("-")[0])
     if name == "kd":
         config.peers[0].init_from = str(teacher)
-    if name == "kdcl-general":
-        config.method.target = "general"
+    if name.startswith("kdcl-"):
+        config.method.target = name.split("-")[1]
     result = orc_jax.train(config, tmp_path / "run")
     kept = [int(path.name) for path in (tmp_path / "run" / "networks").iterdir()]
     top1 = result.metrics["test"]["top1"]

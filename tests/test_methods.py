@@ -34,7 +34,7 @@ def loss_and_gradient(name, config, logits, labels, **fields):
         batch = Batch(labels=jnp.asarray(labels), **fields)
         if method.phase:
             turn = method.phase(config, jax.lax.stop_gradient(batch), jax.random.key(0))
-            batch = batch._replace(roles=turn.roles)
+            batch = batch._replace(plan=turn.plan)
         return sum(jnp.sum(term) for term in method.loss(config, batch).values())
 
     return jax.value_and_grad(total)(fields)
@@ -159,7 +159,7 @@ def test_golden_switokd(labels, case):
 
     turn = switokd.phase(config, Batch(z, labels), jax.random.key(0))
     assert turn.learns.tolist() == [not case["expert"], True]
-    terms = methods.get("switokd").loss(config, Batch(z, labels, roles=turn.roles))
+    terms = methods.get("switokd").loss(config, Batch(z, labels, plan=turn.plan))
     teacher, student = terms["ce"] + terms["kd"]
     np.testing.assert_allclose(student, case["loss_student"], rtol=2e-5)
     # In expert mode the file has the loss that the teacher does not learn from.
@@ -169,6 +169,14 @@ def test_golden_switokd(labels, case):
     _, gradient = loss_and_gradient("switokd", config, z, labels)
     np.testing.assert_allclose(gradient["logits"][1], case["dstudent"], rtol=1e-4, atol=3e-6)
     np.testing.assert_allclose(gradient["logits"][0], case["dteacher"], rtol=1e-4, atol=3e-6)
+
+
+def test_no_golden_case_is_passed_over():
+    """Every name in the file is one that a test here, in test_orc or in test_losses reads."""
+    known = "ind|kd_alpha.*|kl_T.*|dml_pairwise_.*|kdcl_.*|cl_ilr_.*|one_.*|okddip_.*|dcm|orc_k.*"
+    for batch in GOLDEN["batches"]:
+        for name in batch["cases"]:
+            assert re.fullmatch(f"{known}|switokd_1t1s", name), name
 
 
 def test_the_golden_switches_are_of_both_modes():
@@ -200,7 +208,7 @@ def gradient_of_peer(name, config, peer, **fields):
         batch = Batch(z, LABELS, **fields)
         if method.phase:
             turn = method.phase(config, jax.lax.stop_gradient(batch), jax.random.key(0))
-            batch = batch._replace(roles=turn.roles)
+            batch = batch._replace(plan=turn.plan)
         return sum(term[peer] for term in method.loss(config, batch).values() if term.ndim)
 
     return jax.grad(own_loss)(random_logits(7))
@@ -314,7 +322,7 @@ def test_switokd_with_three_networks():
     config = config_of("switokd", teachers=2)
     turn = switokd.phase(config, Batch(z, LABELS), jax.random.key(0))
     assert turn.learns.tolist() == [False, True, True]
-    terms = methods.get("switokd").loss(config, Batch(z, LABELS, roles=turn.roles))
+    terms = methods.get("switokd").loss(config, Batch(z, LABELS, plan=turn.plan))
     np.testing.assert_allclose(terms["kd"][0], 0)
     np.testing.assert_allclose(terms["ce"][0], 0)
     np.testing.assert_allclose(terms["kd"][1], kl(z, 1.0)[1, 0] + kl(z, 1.0)[1, 2], rtol=1e-5)
@@ -326,7 +334,7 @@ def test_switokd_with_three_networks():
     turn = switokd.phase(config, Batch(z, LABELS), jax.random.key(0))
     assert turn.learns.all()
     assert float(turn.metrics["expert/0_1"]) == 1 and float(turn.metrics["expert/0_2"]) == 0
-    terms = methods.get("switokd").loss(config, Batch(z, LABELS, roles=turn.roles))
+    terms = methods.get("switokd").loss(config, Batch(z, LABELS, plan=turn.plan))
     ce = losses.cross_entropy(z, LABELS).mean(axis=1)
     np.testing.assert_allclose(terms["ce"], ce, rtol=1e-5)
     np.testing.assert_allclose(terms["kd"][0], kl(z, 1.0)[0, 2], rtol=1e-4, atol=1e-7)

@@ -29,7 +29,7 @@ def settings_of(**kwargs):
 
 def peer_losses(config, logits, labels, turn):
     """[P] the sum of a peer's loss terms."""
-    return sum(orc.loss(config, Batch(logits, labels, roles=turn.roles)).values())
+    return sum(orc.loss(config, Batch(logits, labels, plan=turn.plan)).values())
 
 
 def logits_of(seed, peers=4, batch=6, classes=5):
@@ -76,7 +76,7 @@ def test_roles_with_pivot():
     roles = orc.assign(config, promoted)
     assert promoted.tolist() == [False, False, True, False]
     assert roles.learns.tolist() == [True, False, True, True]
-    assert roles.roles[2].astype(int).tolist() == [
+    assert roles.plan[2].astype(int).tolist() == [
         [0, 1, 1, 0],
         [0, 0, 0, 0],
         [0, 1, 0, 0],
@@ -90,7 +90,7 @@ def test_roles_without_pivot():
     roles = orc.assign(config, promoted)
     assert promoted.tolist() == [False, True, True, False]
     assert roles.learns.tolist() == [True, False, False, True]
-    assert roles.roles[2].astype(int).tolist() == [
+    assert roles.plan[2].astype(int).tolist() == [
         [0, 1, 1, 0],
         [0, 0, 0, 0],
         [0, 0, 0, 0],

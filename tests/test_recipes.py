@@ -14,7 +14,9 @@ from orc_jax.initial import abstract_state
 METHODS = ("ind", "kd", "dml", "kdcl", "one", "cl_ilr", "okddip", "okddip_net", "dcm")
 NAMES = (*METHODS, "switokd", "switokd_2t1s", "switokd_1t2s", "orc", "orc_peers")
 FILES = ("digits", "cifar10", "cifar100")
-PARAMETERS = {  # 100 classes, 32×32×3; the first nine are in the golden files
+PARAMETERS = {  # 100 classes, 32×32×3; the first eleven are in the golden files
+    "resnet8": 83_892,
+    "resnet14": 181_108,
     "resnet20": 278_324,
     "resnet32": 472_756,
     "resnet56": 861_620,
@@ -24,7 +26,9 @@ PARAMETERS = {  # 100 classes, 32×32×3; the first nine are in the golden files
     "MobileNetV2": 812_836,
     "mobilenet": 3_309_476,
     "wrn_28_10": 36_536_884,
+    "resnet26": 375_540,
     "resnet44": 667_188,
+    "wrn_16_8": 11_007_540,
     "wrn_16_10": 17_174_324,
 }
 MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "peer"))
@@ -54,9 +58,13 @@ def test_every_preset_is_valid(file, preset):
         assert (config.method.pivot is None) == (preset == "orc_peers")
 
 
-@pytest.mark.parametrize("preset", NAMES)
-def test_the_real_networks_initialise_and_have_their_parameters(preset):
-    config = load("cifar100", preset)
+@pytest.mark.parametrize(
+    "file, preset",
+    [("cifar100", name) for name in NAMES]
+    + [("cifar10", name) for name in NAMES if name.startswith(("orc", "switokd"))],
+)
+def test_the_real_networks_initialise_and_have_their_parameters(file, preset):
+    config = load(file, preset)
     method = methods.get(config.method.name)
     group = peers.build(config, method, 100, 390, MESH)
     state = abstract_state(config, group, method, (32, 32, 3))

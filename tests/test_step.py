@@ -22,7 +22,7 @@ def build(config, data=None):
     state = init_state(*setup.state_args(), {})
     train_step, *_ = compile_steps(config, setup.group, setup.method)
     key = streams(config.seed)[1]
-    order = batches.epoch_order(key, 0, len(setup.dataset.train.labels), config.batch_size)
+    order = batches.epoch_order(key, 0, len(setup.train_split.labels), config.batch_size)
     return setup, state, train_step, setup.on_mesh(jax.device_get(order))
 
 

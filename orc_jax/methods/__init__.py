@@ -1,23 +1,26 @@
 """The methods by name: one file each, one registry. What a method is: `method.py`."""
 
+from importlib import import_module
+
 from ml_collections import ConfigDict
 
 from orc_jax.errors import UserError, unknown
-from orc_jax.methods import cl_ilr, dcm, dml, ind, kd, kdcl, okddip, one, orc, switokd
 from orc_jax.methods.method import Method
 
-METHODS = {
-    "ind": ind.METHOD,
-    "kd": kd.METHOD,
-    "dml": dml.METHOD,
-    "kdcl": kdcl.METHOD,
-    "one": one.METHOD,
-    "cl_ilr": cl_ilr.METHOD,
-    "okddip": okddip.METHOD,
-    "dcm": dcm.METHOD,
-    "switokd": switokd.METHOD,
-    "orc": orc.METHOD,
-}
+# Each name is that of its file.
+NAMES = (
+    "ind",
+    "kd",
+    "dml",
+    "kdcl",
+    "one",
+    "cl_ilr",
+    "okddip",
+    "dcm",
+    "switokd",
+    "orc",
+)
+METHODS = {name: import_module(f"orc_jax.methods.{name}").METHOD for name in NAMES}
 
 # Settings that several methods have, and the least value of each.
 _AT_LEAST = {"alpha": 0, "weight": 0, "ramp_epochs": 0}

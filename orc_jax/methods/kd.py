@@ -40,5 +40,5 @@ METHOD = Method(
     check=check,
     describe=lambda c, size: np.where(is_teacher(c, size), "teacher", "student").tolist(),
     kept=lambda c, size: np.flatnonzero(~is_teacher(c, size)).tolist(),
-    passes=lambda c, size: np.where(is_teacher(c, size), "frozen", "train").tolist(),
+    kinds=lambda c, size: np.where(is_teacher(c, size), "frozen", "train").tolist(),
 )

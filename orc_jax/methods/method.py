@@ -26,7 +26,7 @@ class Batch(NamedTuple):
       auxiliary: logits of the auxiliary heads (see `Method.auxiliary_heads`).
       trunk: the shared trunk's output, averaged over height and width.
       own: what the method's own network (`Method.network`) gives for this batch.
-      roles: `Turn.roles` of the phase before the loss.
+      plan: `Turn.plan` of the phase before the loss.
       memory: what `Method.memory` or, since then, `Method.renew` gave.
       epoch: epochs done, a fraction within an epoch counted as zero.
     """
@@ -37,13 +37,15 @@ class Batch(NamedTuple):
     auxiliary: Float[Array, "P B H C"] | None = None
     trunk: Float[Array, "B D"] | None = None
     own: Any = None
-    roles: Any = None
+    plan: Any = None
     memory: Any = ()
     epoch: Int[Array, ""] | int = 0
 
 
 class Lesson(NamedTuple):
     """Intensive teaching: an optimizer step of some peers on mixed images, before they teach.
+
+    For whole networks (no shared trunk) that all see the same augmentation.
 
     Attributes:
       pupils: who learns.
@@ -66,14 +68,14 @@ class Turn(NamedTuple):
     Attributes:
       learns: [P] bool, who takes a step from the loss; the others stay bit for bit.
       promoted: [P] bool, who was given another role; None where roles are fixed.
-      roles: for the loss, whatever it needs to know.
+      plan: for the loss, whatever it needs to know.
       metrics: name → number or [P], logged as means over an epoch.
       lesson: for teachers that learn before they teach.
     """
 
     learns: Bool[Array, " P"]
     promoted: Any = None
-    roles: Any = None
+    plan: Any = None
     metrics: dict = {}  # noqa: RUF012 - never written to
     lesson: Lesson | None = None
 
@@ -94,7 +96,7 @@ class Method:
         of these networks.
       describe: (config, P) → what each peer is, for the reader.
       kept: (config, P) → the peers that the training is for.
-      passes: (config, P) → for each peer "train" (one pass on the batch), "later" (none
+      kinds: (config, P) → for each peer "train" (one pass on the batch), "later" (none
         before the phase: it gets a lesson there) or "frozen" (eval mode, never changes).
       network: (config, P) → Flax module of the method's own parameters, called with a
         `Batch`; what it returns is `Batch.own`.
@@ -116,7 +118,7 @@ class Method:
     check: Callable = lambda config, networks: None
     describe: Callable = lambda config, size: ["peer"] * size
     kept: Callable = lambda config, size: list(range(size))
-    passes: Callable = lambda config, size: ["train"] * size
+    kinds: Callable = lambda config, size: ["train"] * size
     network: Callable | None = None
     shares_trunk: Callable = lambda config: False
     rescale_trunk: bool = False

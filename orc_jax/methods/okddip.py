@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from orc_jax import losses
 from orc_jax.errors import UserError
 from orc_jax.methods.method import Batch, Method, equal_networks, one_of
+from orc_jax.models.layers import dense
 
 
 class Attention(nn.Module):
@@ -21,8 +22,8 @@ class Attention(nn.Module):
     def __call__(self, batch: Batch):
         features = jnp.stack(batch.features[:-1], axis=1)
         size = max(1, features.shape[-1] // 8)
-        query = nn.Dense(size, use_bias=False, name="query")(features)
-        return query, nn.Dense(size, use_bias=False, name="key")(features)
+        query = dense(size, "query", use_bias=False)(features)
+        return query, dense(size, "key", use_bias=False)(features)
 
 
 def loss(config, batch: Batch):

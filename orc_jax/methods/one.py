@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from orc_jax import losses
 from orc_jax.methods.method import Batch, Method, equal_networks
+from orc_jax.models.layers import dense
 
 
 class Gate(nn.Module):
@@ -22,7 +23,7 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch):
-        x = nn.Dense(self.size)(batch.trunk)
+        x = dense(self.size, use_bias=False)(batch.trunk)  # the norm has the bias
         scale = self.param("scale", nn.initializers.ones, (self.size,))
         bias = self.param("bias", nn.initializers.zeros, (self.size,))
         return scale * jax.nn.standardize(x, axis=0, epsilon=1e-5) + bias

@@ -102,7 +102,7 @@ def promote(config, cross_entropy: Float[Array, " P"], key) -> Bool[Array, " P"]
 def assign(config, promoted: Bool[Array, " P"]) -> Turn:
     """Private teaching: PT teaches every TT. Group teaching: PT and TT teach the others.
 
-    `Turn.roles` is who was promoted and [P, P] who learns (row) from whom (column).
+    `Turn.plan` is who was promoted and [P, P] who learns (row) from whom (column).
     """
     pivot = jnp.array(is_pivot(config, len(promoted)))
     student = ~(promoted | pivot)
@@ -111,7 +111,7 @@ def assign(config, promoted: Bool[Array, " P"]) -> Turn:
     teachers = promoted if config.pivot is None else pivot
     # Teachers take their step from the intensive teaching instead.
     learns = ~teachers if config.intensive else jnp.ones_like(pivot)
-    return Turn(learns, promoted, roles=(learns, promoted, private | group))
+    return Turn(learns, promoted, plan=(learns, promoted, private | group))
 
 
 def loss(config, batch: Batch):
@@ -120,7 +120,7 @@ def loss(config, batch: Batch):
     L_P = (1−β) CE_TT + β KD_T(TT, PT)
     L_i = (1−β) CE_i  + β ( KD_T(S_i, PT) + Σ_TT KD_T(S_i, TT) )
     """
-    logits, (learns, promoted, teaches) = batch.logits, batch.roles
+    logits, (learns, promoted, teaches) = batch.logits, batch.plan
     cross_entropy = losses.cross_entropy(logits, batch.labels).mean(axis=1)
     if config.teaching == "individual":
         pairs = losses.pairwise_kd(logits, config.temperature)
@@ -171,7 +171,7 @@ METHOD = Method(
     describe=describe,
     kept=lambda config, size: np.flatnonzero(~is_pivot(config, size)).tolist(),
     # A pivot that is taught first has its only pass on the batch afterwards.
-    passes=lambda config, size: np.where(
+    kinds=lambda config, size: np.where(
         is_pivot(config, size) & config.intensive, "later", "train"
     ).tolist(),
 )

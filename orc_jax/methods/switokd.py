@@ -57,12 +57,12 @@ def phase(config, batch: Batch, key) -> Turn:
         for t in range(count)
         for s in range(size - count)
     }
-    return Turn(learns, roles=(learns, weights), metrics=metrics)
+    return Turn(learns, plan=(learns, weights), metrics=metrics)
 
 
 def loss(config, batch: Batch):
     """CE_i + Σ_j KL(p_j ‖ p_i) over those whom i learns from; targets are constant."""
-    learns, weights = batch.roles
+    learns, weights = batch.plan
     pairs = losses.pairwise_kd(batch.logits, config.temperature)
     return {
         "ce": learns * losses.cross_entropy(batch.logits, batch.labels).mean(axis=1),

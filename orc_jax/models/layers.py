@@ -72,10 +72,11 @@ def conv(
     )
 
 
-def dense(features: int, name: str | None = None) -> nn.Dense:
+def dense(features: int, name: str | None = None, use_bias: bool = True) -> nn.Dense:
     """A dense layer with PyTorch's initial spread, U(±1/√inputs), and zero bias."""
     return nn.Dense(
         features,
+        use_bias=use_bias,
         kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
         name=name,
     )
