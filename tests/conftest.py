@@ -7,6 +7,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -74,20 +75,43 @@ class Pixels(nn.Module):
         return nn.relu(self.norm(use_running_average=not train)(x))
 
 
-def pixels(width: int, num_classes: int, norm) -> Network:
-    """A network of three stages without a convolution."""
-    stages = [stage(Pixels, width, stride, 1, norm) for stride in (1, 2, 2)]
+def pixels(width: int, strides: tuple[int, ...], num_classes: int, norm) -> Network:
+    """A network without a convolution, with auxiliary heads if it has three stages."""
+    stages = [stage(Pixels, width, stride, 1, norm) for stride in strides]
     head = Head(num_classes)
-    stem = stage(Pixels, width, 1, 1, norm)
-    return Network(stem, stages, head, auxiliary_heads(stages, head))
+    auxiliary = auxiliary_heads(stages, head) if len(stages) > 2 else ()
+    return Network(stage(Pixels, width, 1, 1, norm), stages, head, auxiliary)
 
 
 TINY = {
     "tiny": partial(tiny, 4),
     "tiny_wide": partial(tiny, 8),
-    "pixels": partial(pixels, 6),
-    "pixels_wide": partial(pixels, 10),
+    "pixels": partial(pixels, 6, (2, 2)),
+    "pixels_wide": partial(pixels, 10, (2, 2)),
+    "pixels_deep": partial(pixels, 6, (1, 2, 2)),
 }
+
+
+# The programs of most tests run a few steps: optimising them would take half of the time.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@contextmanager
+def optimised():
+    """Compiles as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def optimised_where_marked(request):
+    """`pytest.mark.optimised`: for tests that train long or look at the compiled program."""
+    if request.node.get_closest_marker("optimised"):
+        with optimised():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +121,9 @@ def tiny_networks(monkeypatch):
         monkeypatch.setitem(models.NETWORKS, name, network)
 
 
-def tiny_config(networks=("tiny_wide", "tiny", "tiny", "tiny"), method_name="orc", **method):
+def tiny_config(
+    networks=("pixels_wide", "pixels", "pixels", "pixels"), method_name="orc", **method
+):
     """A config of a tiny group on digits-like images; keywords go to config.method."""
     config = configs.default(method_name)
     config.epochs = 2

@@ -80,13 +80,12 @@ def stop_in_epoch_two(workdir, args, number):
 @pytest.mark.parametrize(
     "preset, number",
     [
-        ("orc", signal.SIGINT),
-        ("okddip", signal.SIGKILL),  # has parameters of its own
+        ("okddip:resnet8,resnet8,resnet8", signal.SIGKILL),  # has parameters of its own
         ("switokd:resnet8,resnet8", signal.SIGTERM),  # pauses peers
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
-    settings = ("--config.epochs=3", "--config.batch_size=16", "--config.seed=3")
+    settings = ("--config.epochs=2", "--config.batch_size=16", "--config.seed=3")
     command = ("-m", "orc_jax.main", f"--config=configs/digits.py:{preset}", *settings)
     full, workdir = tmp_path / "full", tmp_path / "stopped"
     run_command(*command, f"--workdir={full}")
@@ -114,14 +113,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
     assert (workdir / "roles.csv").read_text() == (full / "roles.csv").read_text()
 
 
-def test_a_work_directory_is_one_processs(uninterrupted, tmp_path):
-    args, _ = uninterrupted
-    process = start(tmp_path / "run", *args)
+def test_a_work_directory_is_one_processs(tmp_path):
+    args = ("-m", "orc_jax.main", "--config=configs/digits.py:ind:resnet8")
+    args = (*args, f"--workdir={tmp_path / 'run'}")
+    process = start(*args)
     try:
         while not (tmp_path / "run" / "config.json").exists():
             assert process.poll() is None
             time.sleep(0.05)
-        second = run_command(*TRAIN, f"--workdir={tmp_path / 'run'}", *args, check=False)
+        second = run_command(*args, check=False)
         assert second.returncode == 1
         assert "another process is training in" in second.stderr
     finally:
@@ -144,6 +144,8 @@ def test_a_work_directory_is_one_processs(uninterrupted, tmp_path):
         (["--config.data.name=cifar100"], "tfds build cifar100"),
         (["--config.peers[0].init_from=teacher.pth"], "no such checkpoint: teacher.pth"),
         (["--config=configs/digits.py:orx"], "'orx': did you mean 'orc'"),
+        (["--config=configs/digits.py:kd"], "digits.py:ind:resnet14 --workdir=runs/teacher && py"),
+        (["--config=configs/digits.py:dml:resnet8,"], "has an empty network name"),
         (["--config=configs/digit.py"], "no such config file: configs/digit.py"),
         (["--lr=3"], "Unknown command line flag 'lr'"),
         (["train"], "unexpected argument 'train'"),
@@ -169,7 +171,7 @@ def test_evaluate_needs_a_run(tmp_path):
 
 def test_the_default_work_directory_is_named_after_config_and_method(tmp_path):
     command = [sys.executable, "-m", "orc_jax.main"]
-    config = f"--config={ROOT}/configs/digits.py:orc_peers"
+    config = f"--config={ROOT}/configs/digits.py:ind:resnet8"
     subprocess.run(
         [*command, config, "--config.epochs=1"],
         cwd=tmp_path,
@@ -177,11 +179,12 @@ def test_the_default_work_directory_is_named_after_config_and_method(tmp_path):
         check=True,
         capture_output=True,
     )
-    assert (tmp_path / "runs" / "digits-orc_peers" / "config.json").exists()
+    assert (tmp_path / "runs" / "digits-ind-resnet8" / "config.json").exists()
 
 
 def test_several_devices_from_the_command_line(tmp_path):
+    config = "--config=configs/digits.py:orc_peers:resnet8,resnet8"
     args = ["--config.epochs=1", f"--workdir={tmp_path / 'run'}"]
-    result = run_command(*TRAIN, *args, devices=2)
+    result = run_command("-m", "orc_jax.main", config, *args, devices=2)
     assert "2 × 1 cpu devices" in result.stdout
     assert metrics.read(tmp_path / "run")[0]["train"]["top1"][1] > 20

@@ -13,7 +13,7 @@ from orc_jax.errors import UserError
         ("batch_size", 15, "batch_size is 15, allowed: multiples of 2"),
         ("seed", 2**31, "seed is 2147483648, allowed: 0 to 2147483647"),
         ("optimizer.decay_epochs", (3, -1), "decay_epochs has -1"),
-        ("peers", (configs.peer("tiny"),), "a teacher and a student, config.peers has 1"),
+        ("peers", (configs.peer("pixels"),), "a teacher and a student, config.peers has 1"),
         ("data.name", "cifar", "unknown value of data.name 'cifar': did you mean 'cifar10'"),
         ("data.pad_mode", "mirror", "allowed: zero, reflect"),
         ("data.pad", -1, "data.pad is -1"),
@@ -61,11 +61,11 @@ def test_json_keeps_a_config():
     again = configs.from_json(configs.to_json(config))
     assert configs.differences(config, again) == []
     configs.check(again, 1)
-    again.peers[1].model = "tiny_wide"
+    again.peers[1].model = "pixels_wide"
     again.method.pivot = None
     assert configs.differences(config, again) == [
         "method.pivot: 0 → None",
-        "peers[1].model: 'tiny' → 'tiny_wide'",
+        "peers[1].model: 'pixels' → 'pixels_wide'",
     ]
 
 
@@ -89,7 +89,7 @@ def test_schedules():
 
 
 def test_peers_with_their_own_optimizer_are_stacks_of_their_own():
-    config = tiny_config(("tiny",) * 5)
+    config = tiny_config(("pixels",) * 5)
     config.peers[2].optimizer.learning_rate = 0.3
     config.peers[4].optimizer.name = "adam"
     layout = peers.layout(config, methods.get("orc"))

@@ -81,7 +81,7 @@ def plain_loss(setup, config, images, labels, epoch=0):
 )
 def test_a_step_moves_along_the_plain_programs_gradient(name, changes):
     """Plain gradient descent: (before − after) / learning rate is the gradient."""
-    config = tiny_config(("pixels",) * 4, name, **changes)
+    config = tiny_config(("pixels_deep",) * 4, name, **changes)
     config.optimizer.update(learning_rate=RATE, momentum=0.0, weight_decay=0.0)
     setup, state, train_step, order = build(config, tiny_data(train=80))
     images, labels = batch_of_the_first_step(setup, config, order)

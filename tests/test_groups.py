@@ -44,7 +44,8 @@ def logits_in_the_group(config, data, state):
 )
 def test_what_is_kept_is_a_plain_network_with_the_same_logits(tmp_path, name, changes, kept):
     """A branch with its trunk, a leader, a network without its auxiliary heads."""
-    config = tiny_config(FOUR, name, **changes)
+    network = "pixels_deep" if name == "dcm" else "pixels"
+    config = tiny_config((network,) * 4, name, **changes)
     result = train(config, tmp_path / "run")
     data = tiny_data(train=80)
     setup, together = logits_in_the_group(config, data, result.state)
@@ -62,7 +63,7 @@ def test_what_is_kept_is_a_plain_network_with_the_same_logits(tmp_path, name, ch
         assert shapes[0] == shapes[1]  # nothing is missing, and no head is left over
         count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         assert setup.num_params[peer] == count
-        assert description["network"] == "pixels" and description["num_classes"] == 5
+        assert description["network"] == network and description["num_classes"] == 5
 
 
 def test_cl_ilr_divides_the_trunks_gradient_by_the_number_of_branches(monkeypatch):
@@ -100,8 +101,8 @@ def test_branches_share_one_trunk_that_every_branch_trains():
     assert {leaf.shape[0] for leaf in jax.tree.leaves(trunk)} == {1}
     assert {leaf.shape[0] for leaf in jax.tree.leaves(branches)} == {4}
     assert [stack.part for stack in setup.group.stacks] == ["trunk", "branch"]
-    assert trunk.params.keys() == {"stem", "stages_0", "stages_1"}
-    assert branches.params.keys() == {"stages_2", "head"}
+    assert trunk.params.keys() == {"stem", "stages_0"}
+    assert branches.params.keys() == {"stages_1", "head"}
 
 
 def paused_steps(config, steps):
@@ -198,7 +199,7 @@ def test_kdcl_general_renews_its_weights_every_epoch(tmp_path):
 
 @pytest.mark.parametrize("name", ["one", "kdcl", "dcm", "switokd", "kd"])
 def test_every_kind_of_step_compiles_once_and_transfers_nothing(name):
-    config = tiny_config(("pixels",) * 3, name)
+    config = tiny_config(("pixels_deep",) * 3, name)
     if name == "kd":
         config.peers[0].init_from = "given"
     setup = prepare(config, tiny_data())
@@ -212,6 +213,7 @@ def test_every_kind_of_step_compiles_once_and_transfers_nothing(name):
     assert np.all(np.array(state.failed_at) == -1)
 
 
+@pytest.mark.optimised
 def test_branches_run_their_trunk_once():
     """Multiply-adds of the forward pass: one trunk and P branches, not P networks."""
 
@@ -220,7 +222,7 @@ def test_branches_run_their_trunk_once():
         split = prepare(config, tiny_data()).train_split
         return train_step.lower(state, split, order).compile().cost_analysis()["flops"]
 
-    assert flops(FOUR, "cl_ilr") < 0.7 * flops(FOUR, "dml")
+    assert flops(FOUR, "cl_ilr") < 0.8 * flops(FOUR, "dml")
 
 
 @pytest.mark.parametrize(
@@ -266,4 +268,4 @@ def test_a_saved_network_is_replaced_whole(tmp_path):
 
 
 def test_tiny_networks_cover_what_methods_need():
-    assert len(TINY["pixels"](3, models.BatchNorm).auxiliary) == 2
+    assert len(TINY["pixels_deep"](3, models.BatchNorm).auxiliary) == 2

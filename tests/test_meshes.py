@@ -16,22 +16,21 @@ PAIR = ("pixels_wide", "pixels")
 THREE = ("pixels_wide", "pixels_wide", "pixels")
 # name → (method, its settings, networks, meshes besides that of one device)
 GROUPS = {
-    "orc": ("orc", {}, ("tiny_wide", *["tiny"] * 4), [BOTH]),
     "orc_pivot": ("orc", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
-    "orc_peers": ("orc", {"pivot": None}, FOUR, [DATA, PEER, BOTH]),
-    "orc_networks": ("orc", {"pivot": None}, PAIR * 2, [DATA, PEER]),
+    "orc_peers": ("orc", {"pivot": None}, FOUR, [DATA, PEER]),
+    "orc_networks": ("orc", {"pivot": None}, PAIR * 2, [PEER]),
     "ind": ("ind", {}, FOUR, [DATA, PEER]),
     "kd": ("kd", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
     "dml": ("dml", {}, FOUR, [DATA, PEER]),
-    "kdcl": ("kdcl", {"target": "linear"}, FOUR, [DATA, PEER, BOTH]),
+    "kdcl": ("kdcl", {"target": "linear"}, FOUR, [DATA, PEER]),
     "kdcl_general": ("kdcl", {"target": "general", "held_out": 0.2}, FOUR, [BOTH]),
     "one": ("one", {}, FOUR, [DATA]),
     "cl_ilr": ("cl_ilr", {}, FOUR, [DATA]),
     "okddip": ("okddip", {}, FOUR, [DATA]),
     "okddip_net": ("okddip", {"form": "network"}, FOUR, [DATA, PEER]),
-    "dcm": ("dcm", {}, FOUR, [DATA, PEER]),
+    "dcm": ("dcm", {}, ("pixels_deep",) * 4, [DATA, PEER]),
     "switokd": ("switokd", {}, PAIR, [DATA]),
-    "switokd_2t2s": ("switokd", {"teachers": 2}, FOUR, [DATA, PEER]),
+    "switokd_2t2s": ("switokd", {"teachers": 2}, FOUR, [PEER]),
     "switokd_2t1s": ("switokd", {"teachers": 2}, THREE, [DATA]),
     "switokd_1t2s": ("switokd", {}, ("pixels_wide", "pixels", "pixels"), [DATA]),
 }
@@ -65,7 +64,7 @@ def trajectories():
             results[f"{here}/own"] = np.concatenate([np.asarray(leaf).ravel() for leaf in own])
         for metric, value in state.sums.items():
             results[f"{here}/{metric}"] = np.asarray(value)
-        if name in ("orc", "one"):
+        if name in ("orc_pivot", "one"):
             _, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
             test = evaluate_split(setup, evaluation_step, state.stacks)
             results[f"{here}/test_loss"] = np.array(test["loss"])
@@ -88,7 +87,8 @@ models.NETWORKS.update(conftest.TINY)
 import test_meshes
 numpy.savez({str(file)!r}, **test_meshes.trajectories())
 """
-    run_command("-c", code, devices=8)
+    # Half of the time would go into optimising programs that run three steps.
+    run_command("-c", code, devices=8, env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
     return np.load(file)
 
 
@@ -110,6 +110,6 @@ def test_the_meshes_agree_on_parameters_that_moved(on_meshes, name):
     for i, before in enumerate(in_peer_order(setup, state)):
         moved = np.abs(on_meshes[f"{name}/1x1/params{i}"] - before).max()
         if name == "kd" and i == 0:
-            assert moved == 0
+            assert moved < 1e-6  # but for the rounding of two compilations
         elif not name.startswith("switokd"):
             assert moved > 3e-3

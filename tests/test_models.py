@@ -8,6 +8,8 @@ from conftest import golden, golden_tensors
 from orc_jax import import_torch, models
 from orc_jax.errors import UserError
 
+pytestmark = pytest.mark.optimised
+
 GOLDEN = {n: g for n, g in golden("models_cifar").items() if n in models.NETWORKS}
 PARAMETERS = {  # published, 100 classes
     "wrn_28_10": 36_536_884,
@@ -156,7 +158,7 @@ def test_batch_norm_keeps_nine_tenths_of_the_old_statistics():
 
 
 def test_gradients_of_one_network_and_of_a_stack_are_equal():
-    network = models.create("resnet8", 10)
+    network = models.create("tiny", 10)
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 2)
     stack = jax.vmap(lambda key: network.init(key, images, train=False))(keys)

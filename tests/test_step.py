@@ -74,27 +74,27 @@ def convolutions(networks, **method):
     return len(re.findall(r" = \S+ convolution\(", text))
 
 
+@pytest.mark.optimised
 def test_each_network_runs_once_per_batch_and_weights():
     """Forward is 4 convolutions of `tiny`, backward 7 (the images need no gradient).
 
     Students: one pass each. Pivot: one on the mixed images, and one forward pass with its
-    new weights. Without a pivot, one of four equal peers teaches at a time; of two
+    new weights. Without a pivot, one of three equal peers teaches at a time; of two
     networks, each runs as if it had the teacher.
     """
     forward, backward = 4, 7
     taught = forward + backward + forward
-    assert convolutions(("tiny",) * 4, pivot=0) == 3 * (forward + backward) + taught
-    assert convolutions(("tiny",) * 4, pivot=None) == 4 * (forward + backward) + taught
-    assert convolutions(("tiny",) * 4, pivot=0, intensive=False) == 4 * (forward + backward)
-    two = ("tiny", "tiny", "tiny_wide", "tiny_wide")
-    assert convolutions(two, pivot=None) == 4 * (forward + backward) + 2 * taught
+    assert convolutions(("tiny",) * 3, pivot=0) == 2 * (forward + backward) + taught
+    assert convolutions(("tiny",) * 3, pivot=None) == 3 * (forward + backward) + taught
+    two = ("tiny", "tiny_wide")
+    assert convolutions(two, pivot=None) == 2 * (forward + backward) + 2 * taught
 
 
 def test_teachers_take_only_the_intensive_step():
     """Without mixup, a teacher's step is that of plain training on the batch."""
-    _, before, _, _ = build(tiny_config(("tiny",) * 3, pivot=None))
+    _, before, _, _ = build(tiny_config(("pixels",) * 3, pivot=None))
     before = jax.device_get(before.stacks[0])
-    config = tiny_config(("tiny",) * 3, pivot=None, promotion="fixed")
+    config = tiny_config(("pixels",) * 3, pivot=None, promotion="fixed")
     config.optimizer.learning_rate = 0.0
     _, after = run(config, 1)
     assert_trees_equal(after.stacks[0].params, before.params)
@@ -104,7 +104,7 @@ def test_teachers_take_only_the_intensive_step():
     config.optimizer.weight_decay = 0.0
     _, taught = run(config, 1)
     # Fixed to peer 0 and without mixup, its step is that of plain training on the batch.
-    alone = tiny_config(("tiny",) * 3, pivot=None, promotion="fixed", beta=0.0, intensive=False)
+    alone = tiny_config(("pixels",) * 3, pivot=None, promotion="fixed", beta=0.0, intensive=False)
     alone.optimizer.update(learning_rate=0.05, weight_decay=0.0)
     _, plain = run(alone, 1)
     teacher, same = (
@@ -131,8 +131,8 @@ def test_teachers_take_only_the_intensive_step():
     ],
 )
 def test_every_ablation_trains(method):
-    setup, state = run(tiny_config(("tiny",) * 4, **method), 3)
-    _, start, _, _ = build(tiny_config(("tiny",) * 4, **method))
+    setup, state = run(tiny_config(("pixels",) * 4, **method), 3)
+    _, start, _, _ = build(tiny_config(("pixels",) * 4, **method))
     promoted = method.get("num_temporary", 1)
     assert int(state.promotions.sum()) == 3 * promoted
     assert (np.asarray(state.failed_at) == -1).all()

@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from orc_jax import methods, metrics, models, recipes
 from orc_jax.checkpoint import Checkpoints
 from orc_jax.errors import UserError
 from orc_jax.run import prepare
+from orc_jax.train import Interruption
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +155,7 @@ def test_peers_start_from_checkpoints(finished, tmp_path):
     tensors["fc.weight"], tensors["fc.bias"] = tensors["fc.weight"][:5], tensors["fc.bias"][:5]
     torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, tmp_path / "resnet8.pth")
 
-    config = tiny_config(("tiny_wide", "resnet8", "tiny", "tiny"))
+    config = tiny_config(("pixels_wide", "resnet8", "pixels", "pixels"))
     config.peers[0].init_from = str(workdir)
     config.peers[1].init_from = str(tmp_path / "resnet8.pth")
     config.peers[2].init_from = f"{workdir}:3"
@@ -177,13 +179,13 @@ def test_peers_start_from_checkpoints(finished, tmp_path):
     [
         (0, "{run}/nothing", "no such checkpoint"),
         (1, "{run}", "has several: write .*:PEER, PEER of 1, 2, 3"),
-        (1, "{run}:0", "has no tiny '0', allowed: 1, 2, 3"),
-        (2, "{run}", "trained tiny_wide, tiny, tiny, tiny; none is a resnet8"),
+        (1, "{run}:0", "has no pixels '0', allowed: 1, 2, 3"),
+        (2, "{run}", "trained pixels_wide, pixels, pixels, pixels; none is a resnet8"),
         (0, "{run}/checkpoints", "not a work directory"),
     ],
 )
 def test_wrong_checkpoints_to_start_from(finished, tmp_path, peer, source, message):
-    config = tiny_config(("tiny_wide", "tiny", "resnet8"))
+    config = tiny_config(("pixels_wide", "pixels", "resnet8"))
     config.peers[peer].init_from = source.format(run=finished[1])
     with pytest.raises(UserError, match=rf"peers\[{peer}\].init_from: .*{message}"):
         orc_jax.train(config, tmp_path / "run", tiny_data())
@@ -191,7 +193,7 @@ def test_wrong_checkpoints_to_start_from(finished, tmp_path, peer, source, messa
 
 
 def test_a_checkpoint_for_other_classes_is_refused(finished, tmp_path):
-    config = tiny_config(("tiny_wide", "tiny", "tiny"))
+    config = tiny_config(("pixels_wide", "pixels", "pixels"))
     config.peers[0].init_from = str(finished[1])
     with pytest.raises(UserError, match="other images or classes"):
         orc_jax.train(config, tmp_path / "run", tiny_data(num_classes=3))
@@ -206,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     with pytest.raises(UserError) as error:
         orc_jax.train(config, tmp_path / "run", tiny_data())
     message = str(error.value)
-    assert "peer 2 (tiny) is not finite from step" in message
+    assert "peer 2 (pixels) is not finite from step" in message
     assert "the checkpoint of step 6 is kept" in message
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.step("last") == 6
@@ -215,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 
 def test_two_optimizers_in_one_run(tmp_path):
-    config = tiny_config(("tiny_wide", "tiny", "tiny"))
+    config = tiny_config(("pixels_wide", "pixels", "pixels"))
     config.peers[1].optimizer.name = "adam"
     config.peers[1].optimizer.learning_rate = 0.01
     config.peers[2].optimizer.learning_rate = 0.0
@@ -285,6 +287,17 @@ def test_the_target_is_the_best_of_the_smallest_networks():
     assert metrics.target_top1(test, [1, 2, 3], [100, 100, 100, 100]) == 80.0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_acts(number):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        assert not interruption.requested
+        signal.raise_signal(number)
+        assert interruption.requested == number.name
+        assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before
+
+
 def readme_code(containing):
     """The README's block of Python that contains this."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -296,7 +309,7 @@ def test_the_readmes_python_example_as_it_stands(tmp_path, monkeypatch):
     train_x, train_y, test_x, test_y = tiny_data(train=64)
     monkeypatch.chdir(tmp_path)
     names = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
-    code = readme_code("orc_jax.train(").replace('"resnet8"', '"tiny"')  # to compile faster
+    code = readme_code("orc_jax.train(").replace('"resnet8"', '"pixels"')  # to compile faster
     exec(code, names)
     assert names["result"].finished and (tmp_path / "runs" / "mine" / "config.json").exists()
     network, variables, about = orc_jax.load_network("runs/mine/networks/1")
@@ -311,10 +324,10 @@ def test_the_readmes_own_method_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     best = importlib.import_module("best")
     monkeypatch.setitem(methods.METHODS, "best", best.METHOD)
-    preset = recipes.build("f", {"best": recipes.Recipe("best", ("tiny",) * 3, {})}, "best")
+    preset = recipes.build("f", {"best": recipes.Recipe("best", ("pixels",) * 3, {})}, "best")
     assert preset.method.weight == 1.0
 
-    config = tiny_config(("tiny",) * 3, "best")
+    config = tiny_config(("pixels",) * 3, "best")
     result = orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
     logged = result.metrics["train"]
     assert sum(logged["promotions"]) == 5 and logged["learned"] == [1, 1, 1]
