@@ -30,12 +30,14 @@ def without_times(records):
 
 
 def test_digits_command_of_the_readme(tmp_path):
-    """The default config reaches 98 % top-1, compiles once, and evaluates to what it logged."""
+    """The default config, in 16 of its 40 epochs, reaches 97 % top-1, compiles once, and
+    evaluates to what it logged."""
     workdir = tmp_path / "run"
-    result = run_command(*TRAIN, f"--workdir={workdir}", env={"JAX_LOG_COMPILES": "1"})
+    args = (f"--workdir={workdir}", "--config.epochs=16")
+    result = run_command(*TRAIN, *args, env={"JAX_LOG_COMPILES": "1"})
     records = metrics.read(workdir)
     assert len(records) == json.loads((workdir / "config.json").read_text())["epochs"]
-    assert max(records[-1]["test"]["top1"][1:]) >= 98
+    assert max(records[-1]["test"]["top1"][1:]) >= 97
     assert "pivot teacher" in result.stdout and "ensemble" in result.stdout
 
     # Both steps share the name `step`; one compilation each.

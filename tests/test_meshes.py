@@ -18,7 +18,7 @@ THREE = ("pixels_wide", "pixels_wide", "pixels")
 GROUPS = {
     "orc_pivot": ("orc", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
     "orc_peers": ("orc", {"pivot": None}, FOUR, [DATA, PEER]),
-    "orc_networks": ("orc", {"pivot": None}, PAIR * 2, [PEER]),
+    "orc_networks": ("orc", {"pivot": None}, PAIR, [DATA]),
     "ind": ("ind", {}, FOUR, [DATA, PEER]),
     "kd": ("kd", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
     "dml": ("dml", {}, FOUR, [DATA, PEER]),

@@ -133,7 +133,7 @@ def test_published_parameter_counts(name):
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-@pytest.mark.parametrize("size, channels", [(8, 1), (32, 3), (64, 3)])
+@pytest.mark.parametrize("size, channels", [(8, 1), (64, 3)])
 def test_any_size_and_channel_count(name, size, channels):
     network = models.create(name, 7)
     images = jax.ShapeDtypeStruct((2, size, size, channels), np.float32)

@@ -131,12 +131,14 @@ def test_teachers_take_only_the_intensive_step():
     ],
 )
 def test_every_ablation_trains(method):
-    setup, state = run(tiny_config(("pixels",) * 4, **method), 3)
-    _, start, _, _ = build(tiny_config(("pixels",) * 4, **method))
+    setup, state, train_step, order = build(tiny_config(("pixels",) * 4, **method))
+    start = in_peer_order(setup, state)
+    for _ in range(3):
+        state = train_step(state, setup.train_split, order)
     promoted = method.get("num_temporary", 1)
     assert int(state.promotions.sum()) == 3 * promoted
     assert (np.asarray(state.failed_at) == -1).all()
-    for before, after in zip(in_peer_order(setup, start), in_peer_order(setup, state), strict=True):
+    for before, after in zip(start, in_peer_order(setup, state), strict=True):
         assert np.abs(after - before).max() > 1e-3
 
 
