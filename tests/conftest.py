@@ -92,6 +92,16 @@ TINY = {
 }
 
 
+# The longest files, begun first so that no process is left alone with one at the end.
+LONGEST = ("test_meshes", "test_digits", "test_commands", "test_train", "test_groups", "test_step")
+
+
+def pytest_collection_modifyitems(items):
+    """Orders the files by `LONGEST`, then as they were."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 # The programs of most tests run a few steps: optimising them would take half of the time.
 jax.config.update("jax_disable_most_optimizations", True)
 
