@@ -121,7 +121,7 @@ def layout(config, method) -> list[Layout]:
     kinds = method.kinds(config.method, len(networks))
     part = "with_auxiliary" if method.auxiliary_heads else "whole"
     if method.auxiliary_heads and set(kinds) != {"train"}:
-        raise NotImplementedError("only peers that train on the batch have auxiliary heads")
+        raise ValueError("auxiliary heads need peers that all train on the batch")
     found: dict = {}
     for i, key in enumerate(zip(networks, kinds, settings, strict=True)):
         found.setdefault((*key[:2], key[2].to_json(sort_keys=True)), []).append(i)

@@ -107,7 +107,7 @@ def study(config, method: Method, stacks, batch: Batch, own_params, key, teach):
     taught = jnp.zeros(size)
     if turn.lesson:
         if method.own_augmentation or method.shares_trunk(config.method):
-            raise NotImplementedError("lessons are for whole networks with one augmentation")
+            raise ValueError("a lesson needs whole networks that all see the same images")
         stacks, logits, taught = teach(stacks, batch.logits, turn.lesson)
         batch = batch._replace(logits=logits)
     batch = batch._replace(plan=turn.plan)

@@ -25,7 +25,7 @@ import pytest
 from orc_jax import config as configs
 from orc_jax import models
 from orc_jax.models.network import Network, auxiliary_heads, stage
-from orc_jax.models.resnet import Block, Head, Stem
+from orc_jax.models.resnet import Head, ResidualBlock, Stem
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(os.environ.get("ORC_GOLDEN_DIR", Path(__file__).parent / "golden"))
@@ -58,7 +58,7 @@ def _golden_tensor(name, shape):
 
 def tiny(width: int, num_classes: int, norm) -> Network:
     """A residual network that compiles in a second."""
-    stages = [stage(Block, width, 2, 1, norm)]
+    stages = [stage(ResidualBlock, width, 2, 1, norm)]
     return Network(Stem(width, norm), stages, Head(num_classes))
 
 

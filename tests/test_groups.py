@@ -252,6 +252,16 @@ def test_groups_that_cannot_be(name, networks, change, message):
         prepare(config, tiny_data())
 
 
+def test_what_a_method_cannot_ask_for(monkeypatch):
+    orc = methods.get("orc")
+    monkeypatch.setitem(methods.METHODS, "orc", dataclasses.replace(orc, own_augmentation=True))
+    with pytest.raises(ValueError, match="a lesson needs whole networks"):
+        build(tiny_config())
+    monkeypatch.setitem(methods.METHODS, "orc", dataclasses.replace(orc, auxiliary_heads=True))
+    with pytest.raises(ValueError, match="auxiliary heads need peers that all train"):
+        build(tiny_config(("pixels_deep",) * 3))
+
+
 def test_a_saved_network_is_replaced_whole(tmp_path):
     module = models.create("pixels", 3)
     variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)

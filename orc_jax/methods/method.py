@@ -45,7 +45,8 @@ class Batch(NamedTuple):
 class Lesson(NamedTuple):
     """Intensive teaching: an optimizer step of some peers on mixed images, before they teach.
 
-    For whole networks (no shared trunk) that all see the same augmentation.
+    For whole networks (no shared trunk) that all see the same augmentation; a method that
+    asks for it otherwise gets a `ValueError`.
 
     Attributes:
       pupils: who learns.

@@ -8,25 +8,19 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from orc_jax.models.layers import conv
-from orc_jax.models.network import Auxiliary, Network, Stage
+from orc_jax.models.network import Auxiliary, Block, Network, Stage
 from orc_jax.models.resnet import Head, Stem
 
 
-class Block(nn.Module):
+class SeparableBlock(Block):
     """A depthwise 3×3 convolution, then a 1×1 one, each with norm and activation."""
-
-    features: int
-    stride: int
-    norm: Callable
 
     @nn.compact
     def __call__(self, x, train):
-        def norm(name):
-            return self.norm(use_running_average=not train, name=name)
-
+        norm = self.norms(train)
         depthwise = conv(x.shape[-1], 3, self.stride, "conv1", groups=x.shape[-1])
-        x = nn.relu(norm("bn1")(depthwise(x)))
-        return nn.relu(norm("bn2")(conv(self.features, 1, 1, "conv2")(x)))
+        x = nn.relu(norm(name="bn1")(depthwise(x)))
+        return nn.relu(norm(name="bn2")(conv(self.features, 1, 1, "conv2")(x)))
 
 
 def mobilenet(num_classes: int, norm: Callable):
@@ -37,7 +31,7 @@ def mobilenet(num_classes: int, norm: Callable):
     """
 
     def stage(*plan):
-        return Stage(Block, plan, norm)
+        return Stage(SeparableBlock, plan, norm)
 
     middle, last = [(512, 2)] + [(512, 1)] * 5, [(1024, 2), (1024, 1)]
     head = Head(num_classes)

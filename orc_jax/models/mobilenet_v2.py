@@ -9,7 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from orc_jax.models.layers import conv, dense, global_average_pool
-from orc_jax.models.network import Network, Stage, auxiliary_heads
+from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
 
 # Features at width 1, stride of the first block, blocks; a stage is all of one resolution.
 STAGES = (
@@ -20,25 +20,20 @@ STAGES = (
 )
 
 
-class Block(nn.Module):
+class InvertedResidual(Block):
     """1×1 up to `expansion` times the channels, depthwise 3×3, 1×1 down; a shortcut where
     the shape stays."""
 
-    features: int
-    stride: int
-    norm: Callable
     expansion: int = 6
 
     @nn.compact
     def __call__(self, x, train):
-        def norm(name):
-            return self.norm(use_running_average=not train, name=name)
-
+        norm = self.norms(train)
         wide = self.expansion * x.shape[-1]
-        y = nn.relu(norm("expand_bn")(conv(wide, 1, name="expand")(x)))
+        y = nn.relu(norm(name="expand_bn")(conv(wide, 1, name="expand")(x)))
         y = conv(wide, 3, self.stride, "depthwise", groups=wide)(y)
-        y = nn.relu(norm("depthwise_bn")(y))
-        y = norm("project_bn")(conv(self.features, 1, name="project")(y))
+        y = nn.relu(norm(name="depthwise_bn")(y))
+        y = norm(name="project_bn")(conv(self.features, 1, name="project")(y))
         return x + y if x.shape == y.shape else y
 
 
@@ -52,7 +47,9 @@ class Stem(nn.Module):
     def __call__(self, x, train):
         x = conv(self.features[0], 3, 2, "conv1")(x)
         x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
-        return Block(self.features[1], 1, self.norm, expansion=1, name="block0")(x, train)
+        return InvertedResidual(self.features[1], 1, self.norm, expansion=1, name="block0")(
+            x, train
+        )
 
 
 class Head(nn.Module):
@@ -80,7 +77,7 @@ def mobilenet_v2(width: float, num_classes: int, norm: Callable):
     """
     stages = [
         Stage(
-            Block,
+            InvertedResidual,
             [
                 (int(features * width), stride if i == 0 else 1)
                 for features, stride, blocks in groups

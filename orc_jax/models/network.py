@@ -1,6 +1,7 @@
 """What every network is: stem → stages → head, and can be run up to a stage and on from it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,24 @@ class Outputs:
     logits: Any
     features: Any
     auxiliary: Any = None
+
+
+class Block(nn.Module):
+    """What a stage is made of; a family's block says what it computes.
+
+    Attributes:
+      features: channels of its output.
+      stride: of its resolution.
+      norm: constructor of a batch norm layer.
+    """
+
+    features: int
+    stride: int
+    norm: Callable
+
+    def norms(self, train):
+        """The constructor of this block's norms, which takes their name."""
+        return partial(self.norm, use_running_average=not train)
 
 
 class Stage(nn.Module):

@@ -8,25 +8,19 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from orc_jax.models.layers import conv, dense, global_average_pool
-from orc_jax.models.network import Network, auxiliary_heads, stage
+from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 
 
-class Block(nn.Module):
+class ResidualBlock(Block):
     """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
-
-    features: int
-    stride: int
-    norm: Callable
 
     @nn.compact
     def __call__(self, x, train):
-        def norm(name):
-            return self.norm(use_running_average=not train, name=name)
-
-        y = nn.relu(norm("bn1")(conv(self.features, 3, self.stride, "conv1")(x)))
-        y = norm("bn2")(conv(self.features, 3, 1, "conv2")(y))
+        norm = self.norms(train)
+        y = nn.relu(norm(name="bn1")(conv(self.features, 3, self.stride, "conv1")(x)))
+        y = norm(name="bn2")(conv(self.features, 3, 1, "conv2")(y))
         if x.shape != y.shape:
-            x = norm("shortcut_bn")(conv(self.features, 1, self.stride, "shortcut")(x))
+            x = norm(name="shortcut_bn")(conv(self.features, 1, self.stride, "shortcut")(x))
         return nn.relu(x + y)
 
 
@@ -63,7 +57,7 @@ def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int, norm
     """
     blocks = (depth - 2) // 6
     stages = [
-        stage(Block, width, stride, blocks, norm)
+        stage(ResidualBlock, width, stride, blocks, norm)
         for width, stride in zip(widths[1:], (1, 2, 2), strict=True)
     ]
     head = Head(num_classes)

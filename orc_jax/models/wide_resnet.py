@@ -8,24 +8,18 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from orc_jax.models.layers import conv, dense, global_average_pool
-from orc_jax.models.network import Network, auxiliary_heads, stage
+from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 
 
-class Block(nn.Module):
+class PreActivationBlock(Block):
     """Norm, activation and convolution, twice; the projection sees the activated input."""
-
-    features: int
-    stride: int
-    norm: Callable
 
     @nn.compact
     def __call__(self, x, train):
-        def norm(name):
-            return self.norm(use_running_average=not train, name=name)
-
-        activated = nn.relu(norm("bn1")(x))
+        norm = self.norms(train)
+        activated = nn.relu(norm(name="bn1")(x))
         y = conv(self.features, 3, self.stride, "conv1")(activated)
-        y = conv(self.features, 3, 1, "conv2")(nn.relu(norm("bn2")(y)))
+        y = conv(self.features, 3, 1, "conv2")(nn.relu(norm(name="bn2")(y)))
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, self.stride, "shortcut")(activated)
         return x + y
@@ -56,7 +50,7 @@ def wide_resnet(depth: int, width: int, num_classes: int, norm: Callable):
     """
     blocks = (depth - 4) // 6
     stages = [
-        stage(Block, channels * width, stride, blocks, norm)
+        stage(PreActivationBlock, channels * width, stride, blocks, norm)
         for channels, stride in ((16, 1), (32, 2), (64, 2))
     ]
     head = Head(num_classes, norm)
