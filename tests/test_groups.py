@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, assert_trees_equal, tiny_config, tiny_data
 from test_step import build
 
 import orc_jax
 from orc_jax import config as configs
-from orc_jax import methods, models, networks, peers
+from orc_jax import import_torch, methods, models, networks, peers
 from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.initial import init_state
@@ -167,6 +168,29 @@ def test_kd_from_every_kind_of_teacher(tmp_path):
     config.peers[0].init_from = str(tmp_path / "0" / "networks" / "1")
     with pytest.raises(UserError, match=r"peers\[0\].init_from: .* is a pixels, not a pixels_wide"):
         train(config, tmp_path / "other")
+
+
+def test_kd_from_a_pytorch_file(tmp_path):
+    """Its tensors, by PyTorch's names and layout, are what the frozen teacher starts from."""
+    module = models.create("resnet8", 5)
+    variables = jax.jit(lambda k: module.init(k, jnp.zeros((1, 8, 8, 1)), train=False))(
+        jax.random.key(7)
+    )
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        name = import_torch.torch_name("resnet8", tuple(key.key for key in path[1:]))
+        leaf = np.asarray(leaf)
+        leaf = leaf.transpose((3, 2, 0, 1)) if leaf.ndim == 4 else leaf.T
+        tensors[name] = torch.tensor(np.ascontiguousarray(leaf))
+    torch.save(tensors, tmp_path / "teacher.pth")
+    config = tiny_config(("resnet8", "pixels"), "kd")
+    config.peers[0].init_from = str(tmp_path / "teacher.pth")
+    setup = prepare(config, tiny_data())
+    weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
+    state = init_state(*setup.state_args(), weights)
+    assert [stack.kind for stack in setup.group.stacks] == ["frozen", "train"]
+    teacher = peers.plain_variables(setup.group.stacks, jax.device_get(state.stacks), 0)
+    assert_trees_equal(teacher, dict(variables))
 
 
 def test_kd_without_a_teacher_says_how_to_get_one():
