@@ -10,61 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from orc_jax.errors import UserError, unknown
-from orc_jax.models.mobilenet_v2 import STAGES as V2_STAGES
-
-# Ours → PyTorch's, per family, applied in order to "part.block.layer" paths.
-_RENAMES = {
-    "resnet": [
-        (r"^(stem|head)\.", ""),
-        (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
-        (r"\bshortcut_bn\b", "downsample.1"),
-        (r"\bshortcut\b", "downsample.0"),
-    ],
-    "wrn": [
-        (r"^(stem|head)\.", ""),
-        (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"block{int(m[1]) + 1}.layer.{m[2]}."),
-        (r"\bshortcut\b", "convShortcut"),
-    ],
-    "mobilenet": [
-        (r"^auxiliary_(\d+)\.", lambda m: f"ep{int(m[1]) + 1}_"),
-        (r"\bep2_stages_0\.", "ep2_layer3."),
-        (r"\bep1_stages_(\d+)\.", lambda m: f"ep1_layer{int(m[1]) + 2}."),
-        (r"\bstages_(\d+)\.", lambda m: f"layer{int(m[1]) + 1}."),
-        (r"^stem\.", ""),
-        (r"\bblock(\d+)\.", r"\1."),
-        (r"\bhead\.fc\b", "linear"),
-        (r"_head\.fc\b", "_linear"),
-    ],
-    "MobileNetV": [  # V2
-        (r"^stem\.conv1\b", "conv1.0"),
-        (r"^stem\.bn1\b", "conv1.1"),
-        (r"^stem\.", "blocks.0."),
-        (r"^stages_(\d+)\.block(\d+)\.", lambda m: _v2_block(int(m[1]), int(m[2]))),
-        (r"\bblock(\d+)\.", r"\1."),
-        (r"\b(expand|depthwise|project)(_bn)?\b", lambda m: f"conv.{_V2_LAYERS[m[0]]}"),
-        (r"^head\.fc\b", "classifier.0"),
-        (r"^head\.conv2\b", "conv2.0"),
-        (r"^head\.bn2\b", "conv2.1"),
-    ],
-}
-# MobileNetV2 in PyTorch: groups of equal blocks are counted through, layers go by number.
-_V2_LAYERS = {
-    name: number
-    for first, layer in ((0, "expand"), (3, "depthwise"), (6, "project"))
-    for number, name in ((first, layer), (first + 1, f"{layer}_bn"))
-}
-
-
-def _v2_block(stage: int, block: int) -> str:
-    """PyTorch's name of a block: its group and its place there."""
-    group = 1 + sum(len(groups) for groups in V2_STAGES[:stage])
-    for _, _, blocks in V2_STAGES[stage]:
-        if block < blocks:
-            return f"blocks.{group}.{block}."
-        group, block = group + 1, block - blocks
-    raise IndexError(block)
-
+from orc_jax import models
+from orc_jax.errors import UserError
 
 _LEAVES = {
     "kernel": "weight",
@@ -137,15 +84,9 @@ def torch_name(network: str, path: tuple[str, ...]) -> str:
     Args:
       network: our name of the network, e.g. "resnet20".
       path: keys from the collection's root to the leaf.
-
-    Raises:
-      UserError: the network's family has no PyTorch names here.
     """
-    family = re.match("[A-Za-z]*", network)[0]
-    if family not in _RENAMES:
-        raise unknown("network family with PyTorch names", network, _RENAMES)
     name = ".".join(path[:-1]) + "."
-    for pattern, replacement in _RENAMES[family]:
+    for pattern, replacement in models.NETWORKS[network].torch_names:
         name = re.sub(pattern, replacement, name)
     return name + _LEAVES[path[-1]]
 

@@ -84,11 +84,14 @@ def pixels(width: int, strides: tuple[int, ...], num_classes: int, norm) -> Netw
 
 
 TINY = {
-    "tiny": partial(tiny, 4),
-    "tiny_wide": partial(tiny, 8),
-    "pixels": partial(pixels, 6, (2, 2)),
-    "pixels_wide": partial(pixels, 10, (2, 2)),
-    "pixels_deep": partial(pixels, 6, (1, 2, 2)),
+    name: models.Entry(build, torch_names=())
+    for name, build in {
+        "tiny": partial(tiny, 4),
+        "tiny_wide": partial(tiny, 8),
+        "pixels": partial(pixels, 6, (2, 2)),
+        "pixels_wide": partial(pixels, 10, (2, 2)),
+        "pixels_deep": partial(pixels, 6, (1, 2, 2)),
+    }.items()
 }
 
 

@@ -1,29 +1,157 @@
 """The networks by name: one registry."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from orc_jax.errors import unknown
+from orc_jax.errors import UserError, unknown
+from orc_jax.models import (
+    densenet,
+    mobilenet,
+    mobilenet_v2,
+    resnet,
+    shufflenet,
+    vgg,
+    wide_resnet,
+)
 from orc_jax.models.layers import BatchNorm
-from orc_jax.models.mobilenet import mobilenet
-from orc_jax.models.mobilenet_v2 import mobilenet_v2
 from orc_jax.models.network import Network
-from orc_jax.models.resnet import resnet
-from orc_jax.models.wide_resnet import wide_resnet
+
+
+class Entry(NamedTuple):
+    """A network of the registry.
+
+    Attributes:
+      build: (num_classes, constructor of a batch norm layer) → network.
+      torch_names: turn the path of a variable, "part.block.layer.", into PyTorch's name of it:
+        (regular expression, replacement), applied in order.
+      size: of its usual images, pixels.
+      smallest: size of images that it can see.
+    """
+
+    build: Callable[[int, Callable], Network]
+    torch_names: Sequence[tuple]
+    size: int = 32
+    smallest: int = 8
+
+
+# Channels of the outputs of four stages.
+NARROW, WIDE = (64, 128, 256, 512), (256, 512, 1024, 2048)
+FOUR_STAGES = {
+    10: partial(resnet.resnet, NARROW, (1, 1, 1, 1)),
+    18: partial(resnet.resnet, NARROW, (2, 2, 2, 2)),
+    34: partial(resnet.resnet, NARROW, (3, 4, 6, 3)),
+    50: partial(resnet.resnet, WIDE, (3, 4, 6, 3), block=resnet.Bottleneck),
+}
+VGG = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+
+
+def _three_stages(depth, widths, stem_width, block=resnet.ResidualBlock):
+    """A ResNet of three stages; a block has 2 convolutions, a bottleneck 3."""
+    convolutions = 2 if block is resnet.ResidualBlock else 3
+    blocks = ((depth - 2) // (3 * convolutions),) * 3
+    build = partial(resnet.resnet, widths, blocks, stem_width=stem_width, block=block)
+    return Entry(build, resnet.TORCH_NAMES)
+
 
 NETWORKS = {
+    # Small images: the usual knowledge-distillation benchmark on CIFAR-100.
     **{
-        f"resnet{depth}": partial(resnet, depth, (16, 16, 32, 64))
+        f"resnet{depth}": _three_stages(depth, (16, 32, 64), 16)
         for depth in (8, 14, 20, 26, 32, 44, 56, 110)
     },
-    **{f"resnet{depth}x4": partial(resnet, depth, (32, 64, 128, 256)) for depth in (8, 32)},
+    **{f"resnet{depth}x4": _three_stages(depth, (64, 128, 256), 32) for depth in (8, 32)},
     **{
-        f"wrn_{depth}_{width}": partial(wide_resnet, depth, width)
+        f"ResNet{depth}": Entry(build, resnet.TORCH_NAMES_SMALL)
+        for depth, build in FOUR_STAGES.items()
+    },
+    **{
+        f"wrn_{depth}_{width}": Entry(
+            partial(wide_resnet.wide_resnet, depth, width), wide_resnet.TORCH_NAMES
+        )
         for depth, width in ((16, 1), (16, 2), (16, 8), (16, 10), (28, 10), (40, 1), (40, 2))
     },
-    "mobilenet": mobilenet,
-    "MobileNetV2": partial(mobilenet_v2, 0.5),
+    **{
+        f"vgg{depth}": Entry(partial(vgg.vgg, convolutions), vgg.TORCH_NAMES)
+        for depth, convolutions in VGG.items()
+    },
+    "MobileNetV2": Entry(partial(mobilenet_v2.small, 0.5), mobilenet_v2.TORCH_NAMES_SMALL),
+    "ShuffleV1": Entry(partial(shufflenet.shufflenet, 1), shufflenet.TORCH_NAMES),
+    "ShuffleV2": Entry(partial(shufflenet.shufflenet, 2), shufflenet.TORCH_NAMES),
+    # OKDDip's, where they are other networks.
+    "okddip_resnet110": _three_stages(110, (64, 128, 256), 16, resnet.Bottleneck),
+    "wide_resnet20_8": _three_stages(20, (64, 128, 256), 16, partial(resnet.Bottleneck, inner=2.0)),
+    "okddip_vgg16": Entry(partial(vgg.vgg_okddip, VGG[16]), vgg.TORCH_NAMES_OKDDIP, smallest=32),
+    **{
+        f"densenet_{depth}_12": Entry(partial(densenet.densenet, depth, 12), densenet.TORCH_NAMES)
+        for depth in (40, 100)
+    },
+    # DCM's, and SwitOKD's of other strides.
+    "mobilenet": Entry(partial(mobilenet.mobilenet, mobilenet.DCM, 1), mobilenet.TORCH_NAMES_DCM),
+    "switokd_mobilenet": Entry(
+        partial(mobilenet.mobilenet, mobilenet.IMAGENET, 1), mobilenet.TORCH_NAMES_SWITOKD
+    ),
+    # ImageNet, and MobileNetV2 of Tiny-ImageNet.
+    **{
+        f"resnet{depth}": Entry(
+            partial(build, stem=resnet.ImageNetStem), resnet.TORCH_NAMES, size=224
+        )
+        for depth, build in FOUR_STAGES.items()
+    },
+    "MobileNetV1": Entry(
+        partial(mobilenet.mobilenet, mobilenet.IMAGENET, 2),
+        mobilenet.TORCH_NAMES_IMAGENET,
+        size=224,
+    ),
+    "mobilenet_v2": Entry(
+        partial(mobilenet_v2.imagenet, 1.0), mobilenet_v2.TORCH_NAMES_IMAGENET, size=224
+    ),
+    "mobilenet_v2_x1.4": Entry(
+        partial(mobilenet_v2.imagenet, 1.4), mobilenet_v2.TORCH_NAMES_IMAGENET, size=64
+    ),
 }
+
+
+def canonical(name: str) -> str:
+    """The registry's spelling of a network's name: ResNet-56 → resnet56, WRN-40-2 → wrn_40_2.
+
+    Case and the separators "-", "_", "." and space do not count, nor do the longer forms
+    WideResNet, ShuffleNet and OKDDip's densenetd40k12. A name without a match is returned as
+    it is.
+
+    Raises:
+      UserError: two networks differ in nothing else (ResNet-18: resnet18 and ResNet18).
+    """
+    if name in NETWORKS:
+        return name
+    for spelling in (_plain(name), _short(_plain(name))):
+        found = [known for known in NETWORKS if _plain(known) == spelling]
+        if len(found) > 1:
+            raise UserError(f"the network {name!r} may be {' or '.join(found)}: write which")
+        if found:
+            return found[0]
+    return name
+
+
+def _plain(name):
+    return re.sub(r"[-_. ]", "", name.lower())
+
+
+def _short(name):
+    for long, short in (
+        (r"^wideresnet", "wrn"),
+        (r"^shufflenet", "shuffle"),
+        (r"^densenetd(\d+)k", r"densenet\1"),
+    ):
+        name = re.sub(long, short, name)
+    return name
 
 
 def create(name: str, num_classes: int, batch_axes: Sequence[str] | None = None) -> Network:
@@ -40,5 +168,4 @@ def create(name: str, num_classes: int, batch_axes: Sequence[str] | None = None)
     """
     if name not in NETWORKS:
         raise unknown("network", name, NETWORKS)
-    norm = partial(BatchNorm, axis_name=batch_axes)
-    return NETWORKS[name](num_classes, norm)
+    return NETWORKS[name].build(num_classes, partial(BatchNorm, axis_name=batch_axes))

@@ -1,14 +1,34 @@
-"""Layers that every family shares: convolution, batch norm, classifier."""
+"""Layers that every family shares: convolution, batch norm, pooling, classifier.
 
-from functools import partial
+They compute in the type of their input, whatever that of their parameters: images in
+bfloat16 make a network of bfloat16 with float32 parameters and statistics.
+"""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# PyTorch's defaults, which the reference programs use: eps 1e-5, 0.9 old + 0.1 new.
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+class BatchNorm(nn.BatchNorm):
+    """Batch norm with PyTorch's defaults: eps 1e-5, running statistics 0.9 old + 0.1 new.
+
+    Statistics are taken, and applied, in float32.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    def __call__(self, x, use_running_average=None):
+        return super().__call__(x, use_running_average).astype(x.dtype)
+
+
+def _in_inputs_type(inputs, *params, dtype):
+    """Flax's rule for a layer's arrays (`dtype` is its own, None here)."""
+    inputs = jnp.asarray(inputs)
+    return inputs, *(None if p is None else p.astype(inputs.dtype) for p in params)
 
 
 def per_peer_conv(lhs, rhs, *args, **kwargs):
@@ -52,9 +72,14 @@ def _one_by_one(function):
 
 
 def conv(
-    features: int, kernel: int, stride: int = 1, name: str | None = None, groups: int = 1
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    name: str | None = None,
+    groups: int = 1,
+    use_bias: bool = False,
 ) -> nn.Conv:
-    """A convolution without bias, He-normal by its outputs, padded as PyTorch pads it.
+    """A convolution, He-normal by its outputs, padded as PyTorch pads it.
 
     The padding is explicit because "SAME" puts it elsewhere when the stride is 2. As many
     groups as channels make it depthwise.
@@ -64,8 +89,9 @@ def conv(
         (kernel, kernel),
         strides=stride,
         padding=kernel // 2,
-        use_bias=False,
+        use_bias=use_bias,
         feature_group_count=groups,
+        promote_dtype=_in_inputs_type,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated=per_peer_conv,
         name=name,
@@ -77,9 +103,20 @@ def dense(features: int, name: str | None = None, use_bias: bool = True) -> nn.D
     return nn.Dense(
         features,
         use_bias=use_bias,
+        promote_dtype=_in_inputs_type,
         kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
         name=name,
     )
+
+
+def pool(kind: Callable, x, size: int = 2):
+    """`nn.max_pool` or `nn.avg_pool` to half the resolution, padded as PyTorch pads it.
+
+    Windows of 2×2 touch and are not padded (an odd last row is dropped); those of 3×3
+    overlap and are.
+    """
+    padding = (size - 1) // 2
+    return kind(x, (size, size), strides=(2, 2), padding=((padding, padding),) * 2)
 
 
 def global_average_pool(x):

@@ -10,6 +10,12 @@ import flax.linen as nn
 from orc_jax.models.layers import conv, dense, global_average_pool
 from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 
+TORCH_NAMES = [
+    (r"^(stem|head)\.", ""),
+    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"block{int(m[1]) + 1}.layer.{m[2]}."),
+    (r"\bshortcut\b", "convShortcut"),
+]
+
 
 class PreActivationBlock(Block):
     """Norm, activation and convolution, twice; the projection sees the activated input."""

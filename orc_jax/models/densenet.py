@@ -1,0 +1,71 @@
+"""DenseNet-BC for small images (Huang et al. 2017): three stages, as OKDDip has them."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from orc_jax.models.layers import conv, dense, global_average_pool, pool
+from orc_jax.models.network import Block, Network, auxiliary_heads, stage
+
+TORCH_NAMES = [
+    (r"^stages_(\d+)\.block0\.transition_", lambda m: f"transition{m[1]}."),
+    (
+        r"^stages_(\d+)\.block(\d+)\.",
+        lambda m: f"denseblock{int(m[1]) + 1}.denselayer{int(m[2]) + 1}.",
+    ),
+    (r"^stem\.conv\b", "conv0"),
+    (r"^head\.norm\b", "norm_final"),
+    (r"^head\.fc\b", "classifier"),
+    (r"^(?!classifier)", "features."),
+]
+
+
+class DenseLayer(Block):
+    """Adds `features` channels to its input; stride 2 puts a transition before it.
+
+    1×1 convolution to four times the channels, then 3×3, each after norm and activation.
+    The transition halves the channels and the resolution.
+    """
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = self.norms(train)
+        if self.stride == 2:
+            x = nn.relu(norm(name="transition_norm")(x))
+            x = pool(nn.avg_pool, conv(x.shape[-1] // 2, 1, name="transition_conv")(x))
+        y = nn.relu(norm(name="norm1")(x))
+        y = conv(4 * self.features, 1, name="conv1")(y)
+        y = conv(self.features, 3, name="conv2")(nn.relu(norm(name="norm2")(y)))
+        return jnp.concatenate([x, y], axis=-1)
+
+
+class Stem(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        return conv(self.features, 3, name="conv")(x)
+
+
+class Head(nn.Module):
+    num_classes: int
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(self.norm(use_running_average=not train, name="norm")(x))
+        features = global_average_pool(x)
+        return dense(self.num_classes, "fc")(features), features
+
+
+def densenet(depth: int, growth: int, num_classes: int, norm: Callable):
+    """DenseNet-depth-growth: depth 6n + 4, n layers a stage, each adding `growth` channels.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
+    layers = (depth - 4) // 6
+    stages = [stage(DenseLayer, growth, stride, layers, norm) for stride in (1, 2, 2)]
+    head = Head(num_classes, norm)
+    return Network(Stem(2 * growth), stages, head, auxiliary_heads(stages, head))

@@ -1,0 +1,115 @@
+"""ShuffleNet v1 (Zhang et al. 2018) and v2 (Ma et al. 2018), for small images.
+
+As in the usual knowledge-distillation benchmark: a 1×1 stem of stride 1; v1 with 3 groups.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from orc_jax.models.layers import conv, dense, global_average_pool, pool
+from orc_jax.models.network import Block, Network, auxiliary_heads, stage
+
+GROUPS = 3  # of v1
+STEM = 24  # channels
+TORCH_NAMES = [
+    (r"^(stem|head)\.", ""),
+    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
+    (r"^fc\b", "linear"),
+]
+
+
+def shuffle(x, groups: int):
+    """Channels (group, place) → (place, group), so that groups mix in the next layer."""
+    *shape, channels = x.shape
+    x = x.reshape(*shape, groups, channels // groups)
+    return x.swapaxes(-1, -2).reshape(*shape, channels)
+
+
+class ShuffleBlockV1(Block):
+    """Grouped 1×1, depthwise 3×3, grouped 1×1; added to the input, or put beside it pooled."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm, beside = self.norms(train), self.stride == 2
+        features = self.features - x.shape[-1] if beside else self.features
+        inner = features // 4
+        groups = 1 if x.shape[-1] == STEM else GROUPS
+        y = nn.relu(norm(name="bn1")(conv(inner, 1, 1, "conv1", groups=groups)(x)))
+        y = shuffle(y, groups)
+        y = nn.relu(norm(name="bn2")(conv(inner, 3, self.stride, "conv2", groups=inner)(y)))
+        y = norm(name="bn3")(conv(features, 1, 1, "conv3", groups=GROUPS)(y))
+        if beside:
+            return nn.relu(jnp.concatenate([y, pool(nn.avg_pool, x, 3)], axis=-1))
+        return nn.relu(x + y)
+
+
+class ShuffleBlockV2(Block):
+    """Half of the channels through 1×1, depthwise 3×3 and 1×1; both halves where it strides."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm, half = self.norms(train), self.features // 2
+
+        def depthwise(i, x):
+            layer = conv(x.shape[-1], 3, self.stride, f"conv{i}", groups=x.shape[-1])
+            return norm(name=f"bn{i}")(layer(x))
+
+        def pointwise(i, x):
+            return nn.relu(norm(name=f"bn{i}")(conv(half, 1, 1, f"conv{i}")(x)))
+
+        if self.stride == 2:
+            left = pointwise(2, depthwise(1, x))
+            right = pointwise(5, depthwise(4, pointwise(3, x)))
+        else:
+            left, right = jnp.split(x, 2, axis=-1)
+            right = pointwise(3, depthwise(2, pointwise(1, right)))
+        return shuffle(jnp.concatenate([left, right], axis=-1), 2)
+
+
+class Stem(nn.Module):
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = conv(STEM, 1, name="conv1")(x)
+        return nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+
+
+class Head(nn.Module):
+    """A classifier; v2 has a 1×1 convolution before it.
+
+    Attributes:
+      features: of that convolution; 0 for none.
+    """
+
+    num_classes: int
+    norm: Callable
+    features: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        if self.features:
+            x = conv(self.features, 1, name="conv2")(x)
+            x = nn.relu(self.norm(use_running_average=not train, name="bn2")(x))
+        features = global_average_pool(x)
+        return dense(self.num_classes, "fc")(features), features
+
+
+def shufflenet(version: int, num_classes: int, norm: Callable):
+    """ShuffleNet of version 1 or 2.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
+    block, widths, features = {
+        1: (ShuffleBlockV1, (240, 480, 960), 0),
+        2: (ShuffleBlockV2, (116, 232, 464), 1024),
+    }[version]
+    stages = [
+        stage(block, width, 2, blocks, norm)
+        for width, blocks in zip(widths, (4, 8, 4), strict=True)
+    ]
+    head = Head(num_classes, norm, features)
+    return Network(Stem(norm), stages, head, auxiliary_heads(stages, head))
