@@ -1,16 +1,22 @@
 """What the benchmarks share: flags, groups on random images, alternating rounds."""
 
 import time
+from contextlib import contextmanager
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
+from jax import lax
 from rich.console import Console
 from rich.table import Table
 
 from orc_jax import config as configs
+from orc_jax import losses, models, optimizers
 from orc_jax.data import batches
 from orc_jax.initial import init_state
+from orc_jax.models import layers
 from orc_jax.run import prepare
 from orc_jax.state import streams
 from orc_jax.step import compile_steps
@@ -55,6 +61,51 @@ def compiled_step(config):
     return state, train_step.lower(state, *args).compile(), args, setup
 
 
+@contextmanager
+def plain_convolutions():
+    """Networks built within use `lax.conv_general_dilated` itself."""
+    ours = layers.per_peer_conv
+    layers.per_peer_conv = lax.conv_general_dilated
+    try:
+        yield
+    finally:
+        layers.per_peer_conv = ours
+
+
+def single_step():
+    """The same for one network, as one writes it in Flax without any of our code."""
+    config = settings("ind", FLAGS.peers)
+    setup = prepare(config, random_images())
+    network = models.create(FLAGS.network, FLAGS.classes)
+    optimizer = optimizers.optimizer(config.optimizer)
+    order = setup.on_mesh(np.arange(4 * FLAGS.batch, dtype=np.int32).reshape(4, -1))
+
+    def train(state, data, order):
+        variables, opt_state, count = state
+        at = order[count % len(order)]
+        moves = batches.draw_augmentation(jax.random.key(count), config, (FLAGS.batch,))
+        images = batches.take(data, at, moves, "zero")
+
+        def loss(params):
+            logits, stats = network.apply(
+                variables | {"params": params}, images, train=True, mutable="batch_stats"
+            )
+            return losses.cross_entropy(logits, data.labels[at]).mean(), stats
+
+        grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
+        updates = jax.tree.map(lambda u: -0.1 * u, updates)
+        params = optax.apply_updates(variables["params"], updates)
+        return {"params": params, **stats}, opt_state, count + 1
+
+    images = jnp.zeros((1, FLAGS.size, FLAGS.size, FLAGS.channels))
+    variables = network.init(jax.random.key(0), images, train=False)
+    state = (variables, optimizer.init(variables["params"]), jnp.int32(0))
+    args = (setup.train_split, order)
+    program = jax.jit(train, donate_argnums=0).lower(state, *args).compile()
+    return state, program, args
+
+
 def peak_bytes(program) -> int:
     """Peak memory of a compiled program, by its own analysis."""
     analysis = program.memory_analysis()
@@ -90,10 +141,10 @@ def alternate(run: dict) -> dict[str, np.ndarray]:
     return {name: np.array(seconds) for name, seconds in times.items()}
 
 
-def show(columns: tuple[str, ...], rows: list, *notes: str) -> None:
-    """Prints a table with what was run and where above it."""
+def show(columns: tuple[str, ...], rows: list, *notes: str, what: str = "") -> None:
+    """Prints a table with what was run (by default `--network`) and where above it."""
     title = (
-        f"{FLAGS.peers} × {FLAGS.network}, {FLAGS.size}×{FLAGS.size}×{FLAGS.channels}, "
+        f"{FLAGS.peers} × {what or FLAGS.network}, {FLAGS.size}×{FLAGS.size}×{FLAGS.channels}, "
         f"batch {FLAGS.batch}, {jax.devices()[0].device_kind}, {FLAGS.rounds} rounds"
     )
     table = Table(title=title, title_justify="left")

@@ -1,7 +1,7 @@
 """What a step costs: `python -m benchmarks.step`.
 
 Times, alternating in one run:
-  single     one network alone: no stack, no vmap, plain convolutions;
+  single     one network alone: no stack, no vmap;
   stack      P equal peers that do not teach each other (ind);
   orc_peers  ORC without a pivot;
   orc        ORC with a pivot besides the P students;
@@ -12,77 +12,26 @@ Ratios are medians over rounds of time / (P × single) within the round. Peak me
 compiled program's own analysis (none for two-pass, which is two programs).
 """
 
-from contextlib import contextmanager
-
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags, logging
-from jax import lax
 
 from benchmarks.common import (
     FLAGS,
     alternate,
     compiled_step,
     peak_bytes,
+    plain_convolutions,
     quartiles,
-    random_images,
     repeated,
     settings,
     show,
+    single_step,
 )
-from orc_jax import losses, models, optimizers, passes
+from orc_jax import losses, passes
 from orc_jax.data import batches
-from orc_jax.models import layers
-from orc_jax.run import prepare
 
 flags.DEFINE_bool("grouped", True, "Also time plain vmap (on a CPU some 20 times slower).")
-
-
-@contextmanager
-def plain_convolutions():
-    """Networks built within use `lax.conv_general_dilated` itself."""
-    ours = layers.per_peer_conv
-    layers.per_peer_conv = lax.conv_general_dilated
-    try:
-        yield
-    finally:
-        layers.per_peer_conv = ours
-
-
-def single_step():
-    """The same for one network, as one writes it in Flax without any of our code."""
-    config = settings("ind", FLAGS.peers)
-    setup = prepare(config, random_images())
-    network = models.create(FLAGS.network, FLAGS.classes)
-    optimizer = optimizers.optimizer(config.optimizer)
-    order = setup.on_mesh(np.arange(4 * FLAGS.batch, dtype=np.int32).reshape(4, -1))
-
-    def train(state, data, order):
-        variables, opt_state, count = state
-        at = order[count % len(order)]
-        moves = batches.draw_augmentation(jax.random.key(count), config, (FLAGS.batch,))
-        images = batches.take(data, at, moves, "zero")
-
-        def loss(params):
-            logits, stats = network.apply(
-                variables | {"params": params}, images, train=True, mutable="batch_stats"
-            )
-            return losses.cross_entropy(logits, data.labels[at]).mean(), stats
-
-        grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
-        updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
-        updates = jax.tree.map(lambda u: -0.1 * u, updates)
-        params = optax.apply_updates(variables["params"], updates)
-        return {"params": params, **stats}, opt_state, count + 1
-
-    images = jnp.zeros((1, FLAGS.size, FLAGS.size, FLAGS.channels))
-    variables = network.init(jax.random.key(0), images, train=False)
-    state = (variables, optimizer.init(variables["params"]), jnp.int32(0))
-    args = (setup.train_split, order)
-    program = jax.jit(train, donate_argnums=0).lower(state, *args).compile()
-    return state, program, args
 
 
 def ranking_pass(setup):
@@ -108,8 +57,7 @@ def variants():
     def add(name, state, program, args, *_):
         run[name], memory[name] = repeated(state, program, args), peak_bytes(program)
 
-    with plain_convolutions():
-        add("single", *single_step())
+    add("single", *single_step())
     add("stack", *compiled_step(settings("ind", size)))
     add("orc_peers", *compiled_step(settings("orc", size, pivot=None)))
     add("orc", *compiled_step(settings("orc", size + 1, pivot=0)))

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -10,35 +11,41 @@ from ml_collections import ConfigDict, config_flags
 from orc_jax.errors import UserError, unknown
 
 
-def run(command: Callable[[], object]) -> None:
+def run(command: Callable[..., object], *arguments: str) -> None:
     """Parses the flags, runs the command, and exits.
+
+    Args:
+      command: called with the arguments that are not flags.
+      arguments: what those are, e.g. "FILE"; each must be given once.
 
     A mistake in the flags or a `UserError` ends with one line on standard error and exit
     status 1; anything else is a fault of ours and keeps its traceback.
     """
 
-    def main(_):
+    def main(argv):
         # JAX reports every backend that is not there, Orbax what it will not do on disk.
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().setLevel("ERROR")
         try:
-            command()
+            command(*argv[1:])
         except UserError as error:
             _fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=partial(_parse, arguments))
 
 
-def _parse(argv):
+def _parse(arguments, argv):
     try:
         rest = flags.FLAGS(argv)
-        if rest[1:]:
+        if unexpected := rest[1 + len(arguments) :]:
             raise UserError(
-                f"unexpected argument {rest[1]!r}: every setting is written --name=value"
+                f"unexpected argument {unexpected[0]!r}: every setting is written --name=value"
             )
+        if missing := arguments[len(rest) - 1 :]:
+            raise UserError(f"{missing[0]} is required")
         return rest
     except (UserError, flags.Error) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))

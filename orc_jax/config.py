@@ -62,7 +62,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     """Checks everything that can be known before data and devices are touched.
 
     Args:
-      config: the whole config.
+      config: the whole config; its networks' names are put into the registry's spelling.
       num_devices: how many there are.
       own_data: the caller gives arrays, so that `data.name` names nothing.
 
@@ -82,6 +82,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     template.peers = tuple(peer("") for _ in config.peers)
     _check_keys(config, template, "config")
     for i, one in enumerate(config.peers):
+        one.model = models.canonical(one.model)
         if one.model not in models.NETWORKS:
             raise unknown(f"network of config.peers[{i}]", one.model, models.NETWORKS)
         _check_optimizer(optimizers.settings(config, one), f"peers[{i}].optimizer")

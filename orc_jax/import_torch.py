@@ -1,128 +1,64 @@
-"""Weights of published PyTorch networks, as variables of ours.
+"""`python -m orc_jax.import_torch FILE --model=… --num_classes=… --out=DIR`: PyTorch weights
+become a saved network, which `peers[i].init_from` and `orc_jax.load_network` take."""
 
-The names are those of the usual knowledge-distillation benchmark's state dicts. Every
-tensor of the network must be in the file with the right shape, and none may be left over.
-"""
-
-import re
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from absl import flags
 
-from orc_jax import models
+from orc_jax import commands, models, networks, torch_weights
 from orc_jax.errors import UserError
 
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 
-
-def load(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors, .pth or .pt file.
-
-    PyTorch files need torch, and are read with `weights_only=True`: a file that asks to
-    run code is refused. The wrappers {"model": ...} and {"state_dict": ...} and the
-    prefix "module." are taken off.
-
-    Raises:
-      UserError: no such file, not a file of tensors, or torch is missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no such checkpoint: {path}")
-    if path.suffix == ".safetensors":
-        tensors = _load_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        tensors = _load_torch(path)
-    else:
-        raise UserError(f"{path}: weights come from .safetensors, .pth or .pt files")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
-def _load_safetensors(path):
-    import safetensors
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from error
-
-
-def _load_torch(path):
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path} needs PyTorch to be read: pip install torch") from error
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises a dozen kinds here; all of them mean the same to the user.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
-            tensors = tensors[wrapper]
-    if not isinstance(tensors, dict) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
-    ):
-        raise UserError(f"{path} is not a state dict: it holds more than named tensors")
-    return {
-        name: (t.float() if t.is_floating_point() else t).detach().numpy()
-        for name, t in tensors.items()
-    }
-
-
-def torch_name(network: str, path: tuple[str, ...]) -> str:
-    """PyTorch's name of our variable, e.g. stages_0/block1/conv1/kernel → layer1.1.conv1.weight.
+def import_torch(
+    file: str | Path, model: str, num_classes: int, out: str | Path, channels: int = 3
+) -> int:
+    """Saves a PyTorch file's weights as a network of ours.
 
     Args:
-      network: our name of the network, e.g. "resnet20".
-      path: keys from the collection's root to the leaf.
-    """
-    name = ".".join(path[:-1]) + "."
-    for pattern, replacement in models.NETWORKS[network].torch_names:
-        name = re.sub(pattern, replacement, name)
-    return name + _LEAVES[path[-1]]
-
-
-def convert(tensors: dict[str, np.ndarray], network: str, template):
-    """Puts PyTorch's tensors in the places of a network's variables.
-
-    Args:
-      tensors: PyTorch name → value; convolutions OIHW, dense weights [out, in].
-      network: our name of the network.
-      template: its variables (arrays or `jax.ShapeDtypeStruct`s) {"params", "batch_stats"}.
+      file: .pth, .pt or .safetensors, see `torch_weights.load`.
+      model: the network's name.
+      num_classes: outputs C.
+      out: directory to be made, see `networks.save`.
+      channels: of the images.
 
     Returns:
-      Variables like the template, float32.
+      The number of parameters.
 
     Raises:
-      UserError: a tensor is missing, left over or of the wrong shape.
+      UserError: the file holds no such network's weights, or `out` exists.
     """
-    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-    used, faults = set(), []
+    if Path(out).exists():
+        raise UserError(f"{out} exists already")
+    if num_classes < 1 or channels < 1:
+        raise UserError(f"num_classes is {num_classes}, channels is {channels}, allowed: 1 or more")
+    model = models.canonical(model)
+    network = models.create(model, num_classes)
+    size = models.NETWORKS[model].size
+    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    template = jax.eval_shape(
+        lambda key, images: network.init(key, images, train=False), jax.random.key(0), images
+    )
+    variables = torch_weights.convert(torch_weights.load(file), model, template)
+    description = {"network": model, "num_classes": num_classes, "source": Path(file).name}
+    networks.save(out, variables, description)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
-    def take(path, leaf):
-        name = torch_name(network, tuple(key.key for key in path[1:]))
-        used.add(name)
-        if name not in tensors:
-            faults.append(f"{name} is missing")
-            return leaf
-        value = np.asarray(tensors[name], np.float32)
-        value = value.transpose((2, 3, 1, 0)) if value.ndim == 4 else value.T
-        if value.shape != leaf.shape:
-            faults.append(f"{name} gives {value.shape}, the network has {leaf.shape}")
-        return value
 
-    variables = jax.tree_util.tree_map_with_path(take, template)
-    faults += [f"{name} is left over" for name in sorted(tensors.keys() - used)]
-    if faults:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
-        raise UserError(f"these weights are not a {network}'s: {shown}")
-    return variables
+def main() -> None:
+    """The command line."""
+    model = flags.DEFINE_string("model", None, "Name of the network.", required=True)
+    num_classes = flags.DEFINE_integer("num_classes", None, "Classes.", required=True)
+    out = flags.DEFINE_string("out", None, "Directory to be made.", required=True)
+    channels = flags.DEFINE_integer("channels", 3, "Channels of the images.")
+
+    def command(file):
+        count = import_torch(file, model.value, num_classes.value, out.value, channels.value)
+        print(f"{file} → {out.value}: {models.canonical(model.value)}, {count:,} parameters")
+
+    commands.run(command, "FILE")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from orc_jax import import_torch, methods, models, peers
+from orc_jax import methods, models, peers, torch_weights
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.errors import UserError
 
@@ -98,7 +98,7 @@ def _from(source, network, template):
     if not Path(source).exists():
         directory, _, chosen = source.rpartition(":")
     if not directory or not Path(directory).is_dir():
-        return import_torch.convert(import_torch.load(source), network, template)
+        return torch_weights.convert(torch_weights.load(source), network, template)
     if (Path(directory) / "network.json").exists():
         _, variables, description = load(directory)
         if description["network"] != network:

@@ -6,6 +6,7 @@ A config file holds a table of them by name. What a recipe does not set is `conf
 from typing import NamedTuple
 
 from orc_jax import config as configs
+from orc_jax import models
 from orc_jax.errors import UserError, unknown
 
 
@@ -42,7 +43,7 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
     if name not in recipes:
         raise unknown(f"preset of {file}", name, recipes)
     recipe = recipes[name]
-    peers = tuple(networks.split(",")) if networks else recipe.networks
+    peers = tuple(map(models.canonical, networks.split(","))) if networks else recipe.networks
     if not all(peers):
         raise UserError(f"{file}:{preset} has an empty network name")
     config = configs.default(recipe.method)

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from orc_jax import config as configs
 from orc_jax import data as datasets
-from orc_jax import display, methods, metrics, peers
+from orc_jax import display, methods, metrics, models, peers
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.data import batches
 from orc_jax.errors import UserError
@@ -67,6 +67,13 @@ def prepare(config, data: tuple | None = None) -> Setup:
             f"data.pad is {config.data.pad}, allowed: less than the images' size, "
             f"{dataset.image_shape[0]}×{dataset.image_shape[1]}"
         )
+    for i, peer in enumerate(config.peers):
+        smallest = models.NETWORKS[peer.model].smallest
+        if min(dataset.image_shape[:2]) < smallest:
+            raise UserError(
+                f"peers[{i}].model is {peer.model}, which needs images of {smallest}×{smallest} "
+                "pixels or more; these are {}×{}".format(*dataset.image_shape)
+            )
     method = methods.get(config.method.name)
     train, held_out = datasets.hold_out(dataset.train, method.held_out(config.method), config.seed)
     steps_per_epoch = len(train.labels) // config.batch_size

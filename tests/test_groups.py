@@ -12,7 +12,7 @@ from test_step import build
 
 import orc_jax
 from orc_jax import config as configs
-from orc_jax import import_torch, methods, models, networks, peers
+from orc_jax import methods, models, networks, peers, torch_weights
 from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.initial import init_state
@@ -178,7 +178,7 @@ def test_kd_from_a_pytorch_file(tmp_path):
     )
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        name = import_torch.torch_name("resnet8", tuple(key.key for key in path[1:]))
+        name = torch_weights.torch_name("resnet8", tuple(key.key for key in path[1:]))
         leaf = np.asarray(leaf)
         leaf = leaf.transpose((3, 2, 0, 1)) if leaf.ndim == 4 else leaf.T
         tensors[name] = torch.tensor(np.ascontiguousarray(leaf))

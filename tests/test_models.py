@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import golden, golden_tensors
 
-from orc_jax import import_torch, models
+from orc_jax import models, torch_weights
 from orc_jax.errors import UserError
 
 pytestmark = pytest.mark.optimised
@@ -50,7 +50,7 @@ def test_golden(name):
     template = variables_of(network, case["image_size"])
     assert count(template) == case["num_params"]
 
-    variables = import_torch.convert(golden_tensors(case["tensors"]), name, template)
+    variables = torch_weights.convert(golden_tensors(case["tensors"]), name, template)
     images = golden_images(case, len(case["eval_logits"]))
     run = jax.jit(network.apply, static_argnames=("train", "mutable"))
     np.testing.assert_allclose(
@@ -70,7 +70,7 @@ def test_golden_auxiliary_heads_of_mobilenet():
         lambda: network.init(jax.random.key(0), images, train=False, method="with_auxiliary")
     )
     assert count(template) == case["num_params"]
-    variables = import_torch.convert(golden_tensors(case["tensors"]), "mobilenet", template)
+    variables = torch_weights.convert(golden_tensors(case["tensors"]), "mobilenet", template)
 
     @partial(jax.jit, static_argnames=("train", "mutable"))
     def heads(variables, **kwargs):

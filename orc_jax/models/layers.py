@@ -7,9 +7,9 @@ bfloat16 make a network of bfloat16 with float32 parameters and statistics.
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
+
+from orc_jax.models.convolution import per_peer_conv
 
 
 class BatchNorm(nn.BatchNorm):
@@ -29,46 +29,6 @@ def _in_inputs_type(inputs, *params, dtype):
     """Flax's rule for a layer's arrays (`dtype` is its own, None here)."""
     inputs = jnp.asarray(inputs)
     return inputs, *(None if p is None else p.astype(inputs.dtype) for p in params)
-
-
-def per_peer_conv(lhs, rhs, *args, **kwargs):
-    """`lax.conv_general_dilated` that stays a plain convolution per peer under `jax.vmap`.
-
-    vmap would make one grouped convolution of a stack of peers, which XLA runs some ten
-    times slower on a CPU (see benchmarks/step.py). The gradient has a rule of its own,
-    because JAX cannot differentiate through a `custom_vmap`.
-    """
-
-    def plain(lhs, rhs):
-        return lax.conv_general_dilated(lhs, rhs, *args, **kwargs)
-
-    def plain_gradient(lhs, rhs, d_out):
-        return jax.vjp(plain, lhs, rhs)[1](d_out)
-
-    convolve = jax.custom_vjp(_one_by_one(plain))
-    convolve.defvjp(
-        lambda lhs, rhs: (_one_by_one(plain)(lhs, rhs), (lhs, rhs)),
-        lambda inputs, d_out: _one_by_one(plain_gradient)(*inputs, d_out),
-    )
-    return convolve(lhs, rhs)
-
-
-def _one_by_one(function):
-    """The function, which vmap calls once per row instead of batching what is inside."""
-    mapped = jax.custom_batching.custom_vmap(function)
-
-    @mapped.def_vmap
-    def _(size, batched, *args):
-        rows = [
-            function(
-                *(x[i] if is_batched else x for x, is_batched in zip(args, batched, strict=True))
-            )
-            for i in range(size)
-        ]
-        out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return mapped
 
 
 def conv(

@@ -5,7 +5,7 @@ import torch
 from conftest import golden, golden_tensors
 from safetensors.numpy import save_file
 
-from orc_jax import import_torch, models
+from orc_jax import models, torch_weights
 from orc_jax.errors import UserError
 
 SHAPES = golden("models_cifar")["resnet8"]["tensors"]
@@ -32,7 +32,7 @@ def test_every_kind_of_file_gives_the_same_tensors(tmp_path):
         {"module." + name: value for name, value in tensors.items()}, tmp_path / "e.safetensors"
     )
     for file in sorted(tmp_path.iterdir()):
-        loaded = import_torch.load(file)
+        loaded = torch_weights.load(file)
         assert loaded.keys() == tensors.keys()
         for name in tensors:
             np.testing.assert_array_equal(loaded[name], tensors[name])
@@ -51,17 +51,17 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "weights.h5").write_text("hello")
     for file in [*tmp_path.iterdir(), tmp_path / "absent.pth"]:
         with pytest.raises(UserError, match=file.name):
-            import_torch.load(file)
+            torch_weights.load(file)
 
 
 def test_missing_left_over_and_misshapen_tensors_are_named(template):
     tensors = golden_tensors(SHAPES)
     tensors["bn1.num_batches_tracked"] = np.array(3)
-    import_torch.convert(tensors, "resnet8", template)
+    torch_weights.convert(tensors, "resnet8", template)
     tensors["extra.weight"] = tensors.pop("layer1.0.conv1.weight")
     tensors["fc.bias"] = np.zeros(10)
     with pytest.raises(UserError) as error:
-        import_torch.convert(tensors, "resnet8", template)
+        torch_weights.convert(tensors, "resnet8", template)
     assert "layer1.0.conv1.weight is missing" in str(error.value)
     assert "extra.weight is left over" in str(error.value)
     assert "fc.bias gives (10,), the network has (100,)" in str(error.value)

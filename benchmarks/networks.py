@@ -1,0 +1,69 @@
+"""What a stack of each family of networks costs: `python -m benchmarks.networks --size=32`.
+
+For every network, alternating in one run: training one network alone without any of our
+step; the same with XLA's own convolutions; and a stack of P that do not teach each other.
+"""
+
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks.common import (
+    FLAGS,
+    alternate,
+    compiled_step,
+    plain_convolutions,
+    quartiles,
+    repeated,
+    settings,
+    show,
+    single_step,
+)
+
+NETWORKS = [
+    "resnet20",
+    "wide_resnet20_8",
+    "resnet10",
+    "wrn_16_2",
+    "vgg8",
+    "densenet_40_12",
+    "mobilenet",
+    "MobileNetV2",
+    "mobilenet_v2",
+    "ShuffleV1",
+    "ShuffleV2",
+]
+flags.DEFINE_list("networks", NETWORKS, "One row for each.")
+
+
+def row(name: str) -> tuple[str, ...]:
+    """A network's row of the table."""
+    FLAGS.network = name
+    stack, *rest = compiled_step(settings("ind", FLAGS.peers))
+    run = {"single": repeated(*single_step()), "stack": repeated(stack, *rest[:2])}
+    with plain_convolutions():
+        run["plain"] = repeated(*single_step())
+    seconds = alternate(run)
+    ratio = seconds["stack"] / (FLAGS.peers * seconds["single"])
+    return (
+        name,
+        f"{1000 * np.median(seconds['single']):.1f}",
+        f"{1000 * np.median(seconds['stack']) / FLAGS.peers:.1f}",
+        f"{np.median(ratio):.3f}",
+        quartiles(ratio),
+        f"{np.median(seconds['plain'] / seconds['single']):.1f}",
+    )
+
+
+def main(_):
+    """Prints the table."""
+    logging.set_verbosity(logging.WARNING)
+    columns = ("network", "ms alone", "ms a peer", "ratio", "quartiles", "XLA's own ÷ ours")
+    rows = []
+    for name in FLAGS.networks:
+        rows.append(row(name))
+        print(*rows[-1], flush=True)
+    show(columns, rows, what="one network")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,108 @@
+"""The convolution of every layer: one per peer, and lowered to what is fast on a CPU.
+
+XLA runs grouped convolutions on a CPU some thirty times slower than it could, and 1×1 ones
+at half the speed of a matrix product; `python -m benchmarks.networks` measures what is here.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
+    """`lax.conv_general_dilated` that stays a plain convolution per peer under `jax.vmap`.
+
+    vmap would make one grouped convolution of a stack of peers, which XLA runs some ten
+    times slower on a CPU (see benchmarks/step.py). The gradient has a rule of its own,
+    because JAX cannot differentiate through a `custom_vmap`.
+
+    Args:
+      lhs: [B, H, W, channels].
+      rhs: [height, width, channels / groups, features].
+      strides, padding, kwargs: as `flax.linen.Conv` gives them.
+    """
+
+    def plain(lhs, rhs):
+        if jax.default_backend() == "cpu":
+            if rhs.shape[:2] == (1, 1):
+                return _pointwise(lhs, rhs, strides, kwargs["feature_group_count"])
+            if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[-1]:
+                return _depthwise(lhs, rhs, strides, padding)
+        return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
+
+    def plain_gradient(lhs, rhs, d_out):
+        return jax.vjp(plain, lhs, rhs)[1](d_out)
+
+    convolve = jax.custom_vjp(_one_by_one(plain))
+    convolve.defvjp(
+        lambda lhs, rhs: (_one_by_one(plain)(lhs, rhs), (lhs, rhs)),
+        lambda inputs, d_out: _one_by_one(plain_gradient)(*inputs, d_out),
+    )
+    return convolve(lhs, rhs)
+
+
+def _one_by_one(function):
+    """The function, which vmap calls once per row instead of batching what is inside."""
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def _(size, batched, *args):
+        rows = [
+            function(
+                *(x[i] if is_batched else x for x, is_batched in zip(args, batched, strict=True))
+            )
+            for i in range(size)
+        ]
+        out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped
+
+
+def _pointwise(x, kernel, strides, groups):
+    """A 1×1 convolution as a matrix product, one for each group of channels."""
+    x = x[:, :: strides[0], :: strides[1]]
+    if groups == 1:
+        return x @ kernel[0, 0]
+    x = x.reshape(*x.shape[:-1], groups, -1)
+    kernel = kernel[0, 0].reshape(x.shape[-1], groups, -1)
+    out = jnp.einsum("bhwgi,igo->bhwgo", x, kernel)
+    return out.reshape(*out.shape[:-2], -1)
+
+
+def _depthwise(x, kernel, strides, padding):
+    """A depthwise convolution as a sum of shifted images, each times its weight."""
+    height, width = kernel.shape[:2]
+
+    def shifted(x):
+        """What each of the kernel's weights sees, [B, H', W', channels] each."""
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+        return [
+            x[:, i : i + rows : strides[0], j : j + columns : strides[1]]
+            for i in range(height)
+            for j in range(width)
+        ]
+
+    def forward(x, kernel):
+        weights = kernel.reshape(height * width, -1)
+        return sum(image * weight for image, weight in zip(shifted(x), weights, strict=True))
+
+    def backward(inputs, d_out):
+        x, kernel = inputs
+        d_x = jax.vjp(lambda x: forward(x, kernel), x)[1](d_out)[0]
+        d_weights = jnp.stack([_sum_of_pixels(image * d_out) for image in shifted(x)])
+        return d_x, d_weights.reshape(kernel.shape).astype(kernel.dtype)
+
+    convolve = jax.custom_vjp(forward)
+    convolve.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), backward)
+    return convolve(x, kernel)
+
+
+def _sum_of_pixels(x):
+    """[..., channels] → [channels] in float32, half upon half: XLA's own sum over leading axes
+    does one channel at a time, and is ten times slower on a CPU."""
+    x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    while x.shape[0] > 64 and x.shape[0] % 2 == 0:
+        x = x[: len(x) // 2] + x[len(x) // 2 :]
+    return x.sum(axis=0)
