@@ -19,6 +19,7 @@ def default(method: str = "orc") -> ConfigDict:
     config.eval_batch_size = 500
     config.eval_every = 1  # epochs
     config.checkpoint_every = 1  # epochs
+    config.precision = "float32"  # of the networks' activations; all else is float32
 
     config.data = ConfigDict()
     config.data.name = "digits"
@@ -89,6 +90,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     methods.check(config.method, [one.model for one in config.peers])
     _check_peers(config, method, own_data)
 
+    _one_of(config.precision, ("float32", "bfloat16"), "precision")
     if not own_data:
         _one_of(config.data.name, data.NAMES, "data.name")
     _one_of(config.data.pad_mode, ("zero", "reflect"), "data.pad_mode")

@@ -23,7 +23,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
     def likeness(other):
         # Of equally near names, the one with the longest run in common: resnet21 → resnet20.
-        matcher = difflib.SequenceMatcher(None, name, other)
+        matcher = difflib.SequenceMatcher(None, name.lower(), other.lower())
         return matcher.ratio(), matcher.find_longest_match().size
 
     nearest = max(known, key=likeness)

@@ -93,9 +93,11 @@ def forward(stack: Stack, state: StackState, inputs, own: bool = False) -> Pass:
     def run(params, inputs):
         def one(params, stats, x):
             variables = {"params": params, "batch_stats": stats}
-            return stack.module.apply(
+            x = x.astype(stack.precision)
+            out, updated = stack.module.apply(
                 variables, x, train=True, mutable="batch_stats", method=stack.part
             )
+            return _in_float32(out), updated
 
         mapped = jax.vmap(one, in_axes=(0, 0, 0 if own else None))
         out, updated = mapped(params, state.stats, inputs)
@@ -109,10 +111,14 @@ def predict(stack: Stack, state: StackState, inputs, own: bool = False):
     part = "whole" if stack.part == "with_auxiliary" else stack.part
 
     def one(params, stats, x):
-        variables = {"params": params, "batch_stats": stats}
-        return stack.module.apply(variables, x, train=False, method=part)
+        variables, x = {"params": params, "batch_stats": stats}, x.astype(stack.precision)
+        return _in_float32(stack.module.apply(variables, x, train=False, method=part))
 
     return jax.vmap(one, in_axes=(0, 0, 0 if own else None))(state.params, state.stats, inputs)
+
+
+def _in_float32(outputs):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
 
 
 def forward_group(group: Group, states, images, own: bool = False) -> list[Pass | None]:

@@ -56,6 +56,7 @@ class Stack(NamedTuple):
       module: the network.
       optimizer: gradient → update, without the learning rate.
       learning_rate: step → learning rate.
+      precision: type of the activations; parameters and statistics are float32.
       split: whether the mesh axis `peer` splits the members (else it splits the batch).
     """
 
@@ -66,6 +67,7 @@ class Stack(NamedTuple):
     module: Network
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
+    precision: str
     split: bool
 
     @property
@@ -153,6 +155,7 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
                 module=models.create(name, num_classes, batch_axes(split)),
                 optimizer=optax.identity() if frozen else optimizers.optimizer(settings),
                 learning_rate=optimizers.schedule(settings, config.epochs, steps_per_epoch),
+                precision=config.precision,
                 split=split,
             )
         )

@@ -56,6 +56,13 @@ def _golden_tensor(name, shape):
     return value.astype(np.float32)
 
 
+def golden_images(case: dict, rows: int) -> np.ndarray:
+    """The images of a network's golden case, [rows, S, S, 3]."""
+    size = case["image_size"]
+    images = np.random.default_rng(0).standard_normal((rows, 3, size, size)).astype(np.float32)
+    return images.transpose(0, 2, 3, 1)
+
+
 def tiny(width: int, num_classes: int, norm) -> Network:
     """A residual network that compiles in a second."""
     stages = [stage(ResidualBlock, width, 2, 1, norm)]
@@ -88,6 +95,7 @@ TINY = {
     for name, build in {
         "tiny": partial(tiny, 4),
         "tiny_wide": partial(tiny, 8),
+        "tiny_digits": partial(tiny, 32),
         "pixels": partial(pixels, 6, (2, 2)),
         "pixels_wide": partial(pixels, 10, (2, 2)),
         "pixels_deep": partial(pixels, 6, (1, 2, 2)),
@@ -127,11 +135,10 @@ def optimised_where_marked(request):
         yield
 
 
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
-    """Makes the networks of `TINY` known for the time of a test."""
-    for name, network in TINY.items():
-        monkeypatch.setitem(models.NETWORKS, name, network)
+@pytest.fixture(autouse=True, scope="session")
+def tiny_networks():
+    """Makes the networks of `TINY` known."""
+    models.NETWORKS.update(TINY)
 
 
 def tiny_config(

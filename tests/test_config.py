@@ -1,9 +1,10 @@
 import pytest
-from conftest import tiny_config
+from conftest import tiny_config, tiny_data
 
 from orc_jax import config as configs
 from orc_jax import methods, optimizers, peers
 from orc_jax.errors import UserError
+from orc_jax.run import prepare
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ from orc_jax.errors import UserError
         ("optimizer.schedule", "steps", "did you mean 'step'"),
         ("optimizer.learning_rate", -0.1, "learning_rate is -0.1"),
         ("peers", (), "allowed: a tuple of networks"),
+        ("precision", "float16", "value of precision 'float16': .* allowed: float32, bfloat16"),
     ],
 )
 def test_values_that_make_no_sense(key, value, message):
@@ -53,6 +55,21 @@ def test_unknown_network_and_keys():
     del config.data.flip
     with pytest.raises(UserError, match=r"config\.data has no key 'flip'"):
         configs.check(config, 1)
+
+
+def test_networks_in_spellings_that_people_type():
+    config = tiny_config(("ResNet-56", "WRN-40-2", "vgg_16"), "dml")
+    configs.check(config, 1)
+    assert [one.model for one in config.peers] == ["resnet56", "wrn_40_2", "vgg16"]
+    config.peers[0].model = "ResNet-18"
+    with pytest.raises(UserError, match="may be ResNet18 or resnet18"):
+        configs.check(config, 1)
+
+
+def test_images_too_small_for_a_network():
+    config = tiny_config(("pixels", "OKDDip-VGG16"), "dml")
+    with pytest.raises(UserError, match=r"peers\[1\].* needs images of 32×32 .* these are 8×8"):
+        prepare(config, tiny_data())
 
 
 def test_json_keeps_a_config():

@@ -302,4 +302,4 @@ def test_a_saved_network_is_replaced_whole(tmp_path):
 
 
 def test_tiny_networks_cover_what_methods_need():
-    assert len(TINY["pixels_deep"](3, models.BatchNorm).auxiliary) == 2
+    assert len(TINY["pixels_deep"].build(3, models.BatchNorm).auxiliary) == 2

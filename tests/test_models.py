@@ -1,14 +1,17 @@
+import re
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from conftest import golden, golden_tensors
+from conftest import ROOT, TINY, golden, golden_images, golden_tensors
 
 from orc_jax import models, torch_weights
 from orc_jax.errors import UserError
-
-pytestmark = pytest.mark.optimised
+from orc_jax.models import densenet, mobilenet, mobilenet_v2, resnet, shufflenet, vgg, wide_resnet
+from orc_jax.models.__main__ import cost
+from orc_jax.models.layers import BatchNorm
+from orc_jax.models.network import stage
 
 HEADS = "dcm/mobilenet_heads"
 GOLDEN = golden("models_cifar") | golden("models_imagenet") | golden("models_papers")
@@ -37,12 +40,7 @@ def count(variables):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-def golden_images(case, rows):
-    size = case["image_size"]
-    images = np.random.default_rng(0).standard_normal((rows, 3, size, size)).astype(np.float32)
-    return images.transpose(0, 2, 3, 1)
-
-
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name != HEADS])
 def test_golden(name):
     case, name = GOLDEN[name], OURS.get(name, name)
@@ -60,6 +58,7 @@ def test_golden(name):
     np.testing.assert_allclose(logits, case["train_logits"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.optimised
 def test_golden_auxiliary_heads_of_mobilenet():
     """Logits of head 1, head 2 and the network's own."""
     case = GOLDEN[HEADS]
@@ -108,10 +107,14 @@ def test_auxiliary_heads_of_a_wide_residual_network():
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-def test_trunk_and_branch_are_the_network(name):
-    """Run up to the last stage and on from it, on the variables of each part alone."""
+def test_every_network_takes_small_and_large_images_and_has_parts(name):
+    """8×8 grey to 224×224 in colour; run up to the last stage and on from it, on the variables
+    of each part alone; with two heads more."""
     network = models.create(name, 7)
-    template = variables_of(network, 8)
+    size = models.NETWORKS[name].smallest
+    assert size == (32 if name == "okddip_vgg16" else 8)
+    images = jax.ShapeDtypeStruct((2, size, size, 1), np.float32)
+    template = variables_of(network, size, 1)
     keys = network.branch_keys()
 
     def part(variables, wanted):
@@ -120,33 +123,77 @@ def test_trunk_and_branch_are_the_network(name):
             for c, tree in variables.items()
         }
 
-    def run(variables, images):
+    def in_parts(variables, images):
         x = network.apply(part(variables, False), images, train=False, method="trunk")
         return network.apply(part(variables, True), x, train=False, method="branch").logits
 
-    images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.float32)
-    whole = partial(network.apply, train=False)
-    assert jax.eval_shape(run, template, images) == jax.eval_shape(whole, template, images)
-    if name in ("resnet8", "wrn_16_1"):
-        variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
-        images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-        np.testing.assert_array_equal(run(variables, images), whole(variables, images))
+    assert jax.eval_shape(in_parts, template, images).shape == (2, 7)
+
+    def with_heads():
+        images = np.zeros((2, 224, 224, 3), np.float32)
+        key = jax.random.key(0)
+        return network.init_with_output(key, images, train=False, method="with_auxiliary")[0]
+
+    outputs = jax.eval_shape(with_heads)
+    assert outputs.logits.shape == (2, 7) and outputs.auxiliary.shape == (2, 2, 7)
+    assert outputs.features.shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
+def test_trunk_and_branch_are_the_network(name):
+    network = models.create(name, 7)
+    variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    x = network.apply(variables, images, train=False, method="trunk")
+    logits = network.apply(variables, x, train=False, method="branch").logits
+    np.testing.assert_array_equal(logits, network.apply(variables, images, train=False))
+
+
+BLOCKS = {  # of every family, and the channels that go into it
+    resnet.ResidualBlock: (6, 8),
+    resnet.Bottleneck: (6, 8),
+    wide_resnet.PreActivationBlock: (6, 8),
+    vgg.ConvBlock: (6, 8),
+    densenet.DenseLayer: (6, 4),
+    shufflenet.ShuffleBlockV1: (24, 48),
+    shufflenet.ShuffleBlockV2: (6, 8),
+    mobilenet.SeparableBlock: (6, 8),
+    mobilenet_v2.InvertedResidual: (6, 8),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_stack_of_every_family_is_its_members(block):
+    """Outputs, gradients and statistics of two blocks, the first of which strides, under vmap."""
+    channels, features = BLOCKS[block]
+    part = stage(block, features, 2, 2, BatchNorm)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 4, 4, 4, channels)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    stack = jax.vmap(lambda key: part.init(key, images[0], train=False))(keys)
+
+    def run(variables, images):
+        def loss(params, images):
+            out, updated = part.apply(
+                variables | {"params": params}, images, train=True, mutable="batch_stats"
+            )
+            return (out**2).sum(), (out, updated)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], images)
+
+    together = jax.jit(jax.vmap(run))(stack, images)
+    run = jax.jit(run)
+    alone = [run(jax.tree.map(lambda x, i=i: x[i], stack), images[i]) for i in range(2)]
+    jax.tree.map(
+        lambda a, *b: np.testing.assert_allclose(a, np.stack(b), rtol=1e-4, atol=1e-4),
+        together,
+        *alone,
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_parameter_counts(name):
     assert count(variables_of(models.create(name, 100))) == PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", models.NETWORKS)
-@pytest.mark.parametrize("size, channels", [(8, 1), (64, 3)])
-def test_any_size_and_channel_count(name, size, channels):
-    network = models.create(name, 7)
-    images = jax.ShapeDtypeStruct((2, size, size, channels), np.float32)
-    logits = jax.eval_shape(
-        lambda v, x: network.apply(v, x, train=False), variables_of(network, size, channels), images
-    )
-    assert logits.shape == (2, 7)
 
 
 def test_batch_norm_keeps_nine_tenths_of_the_old_statistics():
@@ -163,25 +210,62 @@ def test_batch_norm_keeps_nine_tenths_of_the_old_statistics():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * before.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_gradients_of_one_network_and_of_a_stack_are_equal():
-    network = models.create("tiny", 10)
-    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
-    keys = jax.random.split(jax.random.key(0), 2)
-    stack = jax.vmap(lambda key: network.init(key, images, train=False))(keys)
-
-    def loss(variables):
-        return (network.apply(variables, images, train=False) ** 2).sum()
-
-    together = jax.grad(lambda v: jax.vmap(loss)(v).sum())(stack)
-    one_by_one = [jax.grad(loss)(jax.tree.map(lambda x, i=i: x[i], stack)) for i in range(2)]
-    inside = jax.vmap(jax.grad(loss))(stack)
-    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *one_by_one)
-    for got in (together, inside):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected
-        )
-
-
 def test_unknown_network():
     with pytest.raises(UserError, match="unknown network 'resnet21': did you mean 'resnet20'"):
         models.create("resnet21", 10)
+
+
+@pytest.mark.parametrize(
+    "typed, name",
+    [
+        ("ResNet-56", "resnet56"),
+        ("wrn-40-2", "wrn_40_2"),
+        ("WRN-40-2", "wrn_40_2"),
+        ("WideResNet-28-10", "wrn_28_10"),
+        ("wide_resnet_20_8", "wide_resnet20_8"),
+        ("VGG-16", "vgg16"),
+        ("DenseNet-40-12", "densenet_40_12"),
+        ("densenetd100k12", "densenet_100_12"),
+        ("ShuffleNetV2", "ShuffleV2"),
+        ("resnet32x4", "resnet32x4"),
+        ("ResNet18", "ResNet18"),
+        ("resnet18", "resnet18"),
+        ("resnet21", "resnet21"),
+    ],
+)
+def test_spellings_that_people_type(typed, name):
+    assert models.canonical(typed) == name
+
+
+def test_a_spelling_of_two_networks():
+    with pytest.raises(UserError, match="'ResNet-18' may be ResNet18 or resnet18: write which"):
+        models.canonical("ResNet-18")
+
+
+def test_a_misspelt_network_in_any_spelling_gets_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean 'wrn_40_2'"):
+        models.create("WRN-40-3", 10)
+
+
+def test_the_readmes_table_of_networks():
+    """Every network, its parameters and multiply-adds as the command counts them."""
+    rows = re.findall(
+        r"^\| `(\S+)` \| \d+ \| ([\d.]+) M \| ([\d.]+) M \|",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [name for name, *_ in rows] == [n for n in models.NETWORKS if n not in TINY]
+    for name, parameters, multiply_adds in rows:
+        counted = cost(name)
+        assert (parameters, multiply_adds) == (
+            f"{counted[0] / 1e6:.2f}",
+            f"{counted[1] / 1e6:.1f}",
+        ), name
+
+
+def test_multiply_adds_by_hand():
+    """resnet8 on 32×32: stem, then per stage two convolutions and the projections."""
+    first = 32 * 32 * 9 * (3 * 16 + 2 * 16 * 16)
+    second = 16 * 16 * (9 * (16 * 32 + 32 * 32) + 16 * 32)
+    third = 8 * 8 * (9 * (32 * 64 + 64 * 64) + 32 * 64)
+    assert cost("resnet8")[1] == first + second + third + 64 * 100

@@ -76,18 +76,45 @@ def convolutions(networks, **method):
 
 @pytest.mark.optimised
 def test_each_network_runs_once_per_batch_and_weights():
-    """Forward is 4 convolutions of `tiny`, backward 7 (the images need no gradient).
+    """Forward is 3 convolutions of `tiny`, backward 5 (the images need no gradient), besides its
+    1×1 projection, which is a matrix product.
 
     Students: one pass each. Pivot: one on the mixed images, and one forward pass with its
     new weights. Without a pivot, one of three equal peers teaches at a time; of two
     networks, each runs as if it had the teacher.
     """
-    forward, backward = 4, 7
+    forward, backward = 3, 5
     taught = forward + backward + forward
     assert convolutions(("tiny",) * 3, pivot=0) == 2 * (forward + backward) + taught
     assert convolutions(("tiny",) * 3, pivot=None) == 3 * (forward + backward) + taught
     two = ("tiny", "tiny_wide")
     assert convolutions(two, pivot=None) == 2 * (forward + backward) + 2 * taught
+
+
+def test_bfloat16_is_for_activations_alone():
+    """Convolutions of bfloat16; the state and the metrics are of float32."""
+    config = tiny_config(("tiny",) * 2, "dml")
+    config.precision = "bfloat16"
+    _, state, train_step, order = build(config)
+    split = prepare(config, tiny_data()).train_split
+    jaxpr = str(jax.make_jaxpr(train_step)(state, split, order))
+    convolutions = re.findall(r":(\w+)\[\S+\] = conv_general_dilated", jaxpr)
+    assert convolutions and set(convolutions) == {"bf16"}
+    types = {leaf.dtype for leaf in jax.tree.leaves((state.stacks, state.sums))}
+    assert types == {jnp.dtype("float32")}
+    after = jax.eval_shape(train_step, state, split, order)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+
+
+def test_bfloat16_is_near_float32():
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        config = tiny_config(("tiny",) * 2, "dml")
+        config.precision = precision
+        _, state = run(config, 3)
+        losses[precision] = np.asarray(state.sums["loss"])
+    assert (losses["bfloat16"] != losses["float32"]).any()
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
 
 
 def test_teachers_take_only_the_intensive_step():

@@ -1,12 +1,24 @@
+import argparse
+
 import jax
 import numpy as np
 import pytest
 import torch
-from conftest import golden, golden_tensors
+from conftest import (
+    assert_trees_equal,
+    golden,
+    golden_images,
+    golden_tensors,
+    run_command,
+    tiny_config,
+)
 from safetensors.numpy import save_file
 
-from orc_jax import models, torch_weights
+import orc_jax
+from orc_jax import models, networks, torch_weights
 from orc_jax.errors import UserError
+from orc_jax.import_torch import import_torch
+from orc_jax.run import prepare
 
 SHAPES = golden("models_cifar")["resnet8"]["tensors"]
 
@@ -31,6 +43,13 @@ def test_every_kind_of_file_gives_the_same_tensors(tmp_path):
     save_file(
         {"module." + name: value for name, value in tensors.items()}, tmp_path / "e.safetensors"
     )
+    options = argparse.Namespace(model="resnet8", lr=0.1)  # as the benchmark's last checkpoint
+    torch.save({"opt": options, "model": as_torch}, tmp_path / "f.pth")
+    halves = {name: value.half() for name, value in as_torch.items()}
+    torch.save(halves, tmp_path / "half.pth")
+    half = torch_weights.load(tmp_path / "half.pth")
+    assert all(value.dtype == np.float32 for value in half.values())
+    (tmp_path / "half.pth").unlink()
     for file in sorted(tmp_path.iterdir()):
         loaded = torch_weights.load(file)
         assert loaded.keys() == tensors.keys()
@@ -65,3 +84,63 @@ def test_missing_left_over_and_misshapen_tensors_are_named(template):
     assert "layer1.0.conv1.weight is missing" in str(error.value)
     assert "extra.weight is left over" in str(error.value)
     assert "fc.bias gives (10,), the network has (100,)" in str(error.value)
+
+
+COMMAND = ("-m", "orc_jax.import_torch")
+WHAT = ("--model=ResNet-8", "--num_classes=100")
+
+
+def test_the_command_saves_a_network_that_gives_the_same_logits(tmp_path):
+    """As the README has it: then it is a teacher of kd."""
+    case = golden("models_cifar")["resnet8"]
+    file, out = tmp_path / "resnet8.safetensors", tmp_path / "teachers" / "resnet8"
+    save_file(golden_tensors(SHAPES), file)
+    result = run_command(*COMMAND, str(file), *WHAT, f"--out={out}")
+    assert result.stdout.endswith("resnet8, 83,892 parameters\n")
+
+    network, variables, description = orc_jax.load_network(out)
+    assert description == {"network": "resnet8", "num_classes": 100, "source": file.name}
+    logits = jax.jit(lambda v, x: network.apply(v, x, train=False))(
+        variables, golden_images(case, len(case["eval_logits"]))
+    )
+    np.testing.assert_allclose(logits, case["eval_logits"], rtol=1e-4, atol=1e-4)
+
+    config = tiny_config(("resnet8", "pixels"), "kd")
+    config.peers[0].init_from = str(out)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
+    data = (images, np.arange(200) % 100, images[:100], np.arange(100))
+    setup = prepare(config, data)
+    (teacher,) = networks.pretrained(setup.group, config, setup.dataset.image_shape).values()
+    assert_trees_equal(teacher, variables)
+
+    again = run_command(*COMMAND, str(file), *WHAT, f"--out={out}", check=False)
+    assert again.returncode == 1 and again.stderr == f"error: {out} exists already\n"
+
+
+def test_what_cannot_be_imported(tmp_path):
+    file = tmp_path / "good.safetensors"
+    save_file(golden_tensors(SHAPES), file)
+    for args, message in (
+        (("resnet8", 0), "num_classes is 0"),
+        (("resnet8", 10), r"the network has \(64, 10\)"),
+        (("resnet14", 100), r"layer1.1.bn1.running_mean is missing; .* and 25 more"),
+        (("resnet9", 100), "did you mean 'resnet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            import_torch(file, *args, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_mistakes_get_one_line(tmp_path):
+    torch.save(Malicious(), tmp_path / "code.pth")
+    for args, message in (
+        ((), "FILE is required"),
+        ((str(tmp_path / "code.pth"),), "code.pth is not a checkpoint of plain tensors"),
+        (("a.pth", "b.pth"), "unexpected argument 'b.pth'"),
+    ):
+        result = run_command(*COMMAND, *args, *WHAT, f"--out={tmp_path / 'out'}", check=False)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+        assert message in result.stderr
+        assert not (tmp_path / "out").exists()

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
+from conftest import ROOT, assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
 
 import orc_jax
-from orc_jax import methods, metrics, models, recipes
+from orc_jax import methods, metrics, recipes
 from orc_jax.checkpoint import Checkpoints
 from orc_jax.errors import UserError
 from orc_jax.run import prepare
@@ -24,13 +24,10 @@ from orc_jax.train import Interruption
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(config, work directory, result) of a run of four epochs on arrays."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, network in TINY.items():
-            patch.setitem(models.NETWORKS, name, network)
-        workdir = tmp_path_factory.mktemp("run") / "a"
-        config = tiny_config()
-        config.epochs = 4
-        return config, workdir, orc_jax.train(config, workdir, tiny_data(train=80))
+    workdir = tmp_path_factory.mktemp("run") / "a"
+    config = tiny_config()
+    config.epochs = 4
+    return config, workdir, orc_jax.train(config, workdir, tiny_data(train=80))
 
 
 def test_it_learns(finished):

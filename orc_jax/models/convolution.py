@@ -91,7 +91,9 @@ def _depthwise(x, kernel, strides, padding):
     def backward(inputs, d_out):
         x, kernel = inputs
         d_x = jax.vjp(lambda x: forward(x, kernel), x)[1](d_out)[0]
-        d_weights = jnp.stack([_sum_of_pixels(image * d_out) for image in shifted(x)])
+        d_weights = jnp.stack(
+            [_sum_of_pixels(image.astype(jnp.float32) * d_out) for image in shifted(x)]
+        )
         return d_x, d_weights.reshape(kernel.shape).astype(kernel.dtype)
 
     convolve = jax.custom_vjp(forward)
@@ -100,9 +102,9 @@ def _depthwise(x, kernel, strides, padding):
 
 
 def _sum_of_pixels(x):
-    """[..., channels] → [channels] in float32, half upon half: XLA's own sum over leading axes
+    """[..., channels] → [channels], half upon half: XLA's own sum over leading axes
     does one channel at a time, and is ten times slower on a CPU."""
-    x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    while x.shape[0] > 64 and x.shape[0] % 2 == 0:
+    x = x.reshape(-1, x.shape[-1])
+    while x.shape[0] > 512 and x.shape[0] % 2 == 0:
         x = x[: len(x) // 2] + x[len(x) // 2 :]
     return x.sum(axis=0)

@@ -1,7 +1,7 @@
 """Layers that every family shares: convolution, batch norm, pooling, classifier.
 
-They compute in the type of their input, whatever that of their parameters: images in
-bfloat16 make a network of bfloat16 with float32 parameters and statistics.
+All but the classifier compute in the type of their input, whatever that of their parameters:
+images in bfloat16 make a network of bfloat16 with float32 parameters, statistics and logits.
 """
 
 from collections.abc import Callable
@@ -59,11 +59,14 @@ def conv(
 
 
 def dense(features: int, name: str | None = None, use_bias: bool = True) -> nn.Dense:
-    """A dense layer with PyTorch's initial spread, U(±1/√inputs), and zero bias."""
+    """A dense layer with PyTorch's initial spread, U(±1/√inputs), and zero bias.
+
+    It computes in float32 always, so that logits are never rounded to bfloat16.
+    """
     return nn.Dense(
         features,
         use_bias=use_bias,
-        promote_dtype=_in_inputs_type,
+        dtype=jnp.float32,
         kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
         name=name,
     )
