@@ -1,3 +1,4 @@
+import json
 import re
 from functools import partial
 
@@ -15,6 +16,8 @@ from orc_jax.models.network import stage
 
 HEADS = "dcm/mobilenet_heads"
 GOLDEN = golden("models_cifar") | golden("models_imagenet") | golden("models_papers")
+# Made as the others were, from torchvision and from SwitOKD's MobileNet.
+GOLDEN |= json.loads((ROOT / "tests" / "golden" / "models_others.json").read_text())
 OURS = {  # of the golden files' names, those that are not
     "okddip/resnet32": "resnet32",
     "okddip/resnet110": "okddip_resnet110",

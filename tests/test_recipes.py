@@ -24,7 +24,7 @@ PARAMETERS = {  # 100 classes, 32×32×3; the first eleven are in the golden fil
     "wrn_16_2": 703_284,
     "wrn_16_1": 180_916,
     "MobileNetV2": 812_836,
-    "mobilenet": 3_309_476,
+    "switokd_mobilenet": 3_309_476,
     "wrn_28_10": 36_536_884,
     "resnet26": 375_540,
     "resnet44": 667_188,
@@ -124,7 +124,11 @@ def test_switokds_recipes():
     for preset, teachers in (("switokd_2t1s", 2), ("switokd_1t2s", 1)):
         three = load("cifar100", preset)
         assert three.method.teachers == teachers
-        assert [peer.model for peer in three.peers] == ["wrn_16_10", "wrn_16_2", "mobilenet"]
+        assert [peer.model for peer in three.peers] == [
+            "wrn_16_10",
+            "wrn_16_2",
+            "switokd_mobilenet",
+        ]
         mobilenet = three.peers[2].optimizer
         assert (mobilenet.name, mobilenet.learning_rate) == ("adam", 0.01)
 
