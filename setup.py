@@ -26,7 +26,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]>=0.10"],
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources", "pillow"],
-        "torch": ["torch"],
+        "torch": ["torch>=2.6"],
         "test": [
             "array_record",
             "hypothesis",

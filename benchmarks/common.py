@@ -73,7 +73,7 @@ def plain_convolutions():
 
 
 def single_step():
-    """The same for one network, as one writes it in Flax without any of our code."""
+    """The same for one network, without a stack, a method and `jax.vmap`."""
     config = settings("ind", FLAGS.peers)
     setup = prepare(config, random_images())
     network = models.create(FLAGS.network, FLAGS.classes)

@@ -1,7 +1,7 @@
 """What a stack of each family of networks costs: `python -m benchmarks.networks --size=32`.
 
-For every network, alternating in one run: training one network alone without any of our
-step; the same with XLA's own convolutions; and a stack of P that do not teach each other.
+For every network, alternating in one run: training one network alone, without a stack and a
+method; the same with XLA's own convolutions; and a stack of P that do not teach each other.
 """
 
 import numpy as np

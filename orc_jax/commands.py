@@ -14,12 +14,12 @@ from orc_jax.errors import UserError, unknown
 def run(command: Callable[..., object], *arguments: str) -> None:
     """Parses the flags, runs the command, and exits.
 
+    A mistake in the flags or a `UserError` ends with one line on standard error and exit
+    status 1; anything else is a fault of ours and keeps its traceback.
+
     Args:
       command: called with the arguments that are not flags.
       arguments: what those are, e.g. "FILE"; each must be given once.
-
-    A mistake in the flags or a `UserError` ends with one line on standard error and exit
-    status 1; anything else is a fault of ours and keeps its traceback.
     """
 
     def main(argv):

@@ -83,9 +83,10 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     template.peers = tuple(peer("") for _ in config.peers)
     _check_keys(config, template, "config")
     for i, one in enumerate(config.peers):
-        one.model = models.canonical(one.model)
-        if one.model not in models.NETWORKS:
-            raise unknown(f"network of config.peers[{i}]", one.model, models.NETWORKS)
+        try:
+            one.model = models.canonical(one.model)
+        except UserError as error:
+            raise UserError(f"config.peers[{i}].model: {error}") from error
         _check_optimizer(optimizers.settings(config, one), f"peers[{i}].optimizer")
     methods.check(config.method, [one.model for one in config.peers])
     _check_peers(config, method, own_data)

@@ -13,7 +13,7 @@ from orc_jax.errors import UserError
 
 def import_torch(
     file: str | Path, model: str, num_classes: int, out: str | Path, channels: int = 3
-) -> int:
+) -> tuple[str, int]:
     """Saves a PyTorch file's weights as a network of ours.
 
     Args:
@@ -24,7 +24,7 @@ def import_torch(
       channels: of the images.
 
     Returns:
-      The number of parameters.
+      The network's name in the registry's spelling, and its number of parameters.
 
     Raises:
       UserError: the file holds no such network's weights, or `out` exists.
@@ -43,7 +43,7 @@ def import_torch(
     variables = torch_weights.convert(torch_weights.load(file), model, template)
     description = {"network": model, "num_classes": num_classes, "source": Path(file).name}
     networks.save(out, variables, description)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return model, sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def main() -> None:
@@ -54,8 +54,8 @@ def main() -> None:
     channels = flags.DEFINE_integer("channels", 3, "Channels of the images.")
 
     def command(file):
-        count = import_torch(file, model.value, num_classes.value, out.value, channels.value)
-        print(f"{file} → {out.value}: {models.canonical(model.value)}, {count:,} parameters")
+        name, count = import_torch(file, model.value, num_classes.value, out.value, channels.value)
+        print(f"{file} → {out.value}: {name}, {count:,} parameters")
 
     commands.run(command, "FILE")
 

@@ -39,8 +39,9 @@ def save(directory: str | Path, variables, description: dict) -> None:
 def load(directory: str | Path):
     """A saved network: (module, variables, description).
 
-    `module.apply(variables, images, train=False)` gives logits; images are normalised, see
-    "mean" and "std" of the description.
+    `module.apply(variables, images, train=False)` gives logits; images are normalised by the
+    "mean" and "std" of the description (a network that came from PyTorch has none: normalise
+    as its program did).
 
     Raises:
       UserError: there is none.

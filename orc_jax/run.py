@@ -70,9 +70,10 @@ def prepare(config, data: tuple | None = None) -> Setup:
     for i, peer in enumerate(config.peers):
         smallest = models.NETWORKS[peer.model].smallest
         if min(dataset.image_shape[:2]) < smallest:
+            height, width, _ = dataset.image_shape
             raise UserError(
                 f"peers[{i}].model is {peer.model}, which needs images of {smallest}×{smallest} "
-                "pixels or more; these are {}×{}".format(*dataset.image_shape)
+                f"pixels or more; these are {height}×{width}"
             )
     method = methods.get(config.method.name)
     train, held_out = datasets.hold_out(dataset.train, method.held_out(config.method), config.seed)

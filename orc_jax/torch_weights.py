@@ -1,7 +1,7 @@
 """Weights of published PyTorch networks, as variables of ours.
 
-The names are those of the usual knowledge-distillation benchmark's state dicts. Every
-tensor of the network must be in the file with the right shape, and none may be left over.
+The names are those of each network's own program, see its file in models/. Every tensor of
+the network must be in the file with the right shape, and none may be left over.
 """
 
 import argparse
@@ -14,6 +14,15 @@ import numpy as np
 from orc_jax import models
 from orc_jax.errors import UserError
 
+# What checkpoints hold besides tensors and Python's own types: options, and NumPy's numbers.
+_NUMBER = np.float64(0).__reduce__()[0]
+_HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")),
+    (_NUMBER, "numpy.core.multiarray.scalar"),  # of NumPy 1
+    (_NUMBER, "numpy._core.multiarray.scalar"),
+]
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -24,7 +33,7 @@ _LEAVES = {
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors, .pth or .pt file.
+    """Reads the tensors of a .safetensors, .pth, .pth.tar or .pt file.
 
     PyTorch files need torch, and are read with `weights_only=True`: a file that asks to
     run code is refused. The wrappers {"model": ...} and {"state_dict": ...} and the
@@ -39,7 +48,7 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"no such checkpoint: {path}")
     if path.suffix == ".safetensors":
         tensors = _load_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
+    elif path.name.endswith((".pth", ".pt", ".pth.tar")):
         tensors = _load_torch(path)
     else:
         raise UserError(f"{path}: weights come from .safetensors, .pth or .pt files")
@@ -61,13 +70,14 @@ def _load_torch(path):
         import torch
     except ImportError as error:
         raise UserError(f"{path} needs PyTorch to be read: pip install torch") from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(_HARMLESS):
+        try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises a dozen kinds here; all of them mean the same to the user.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
+        except Exception as error:
+            # torch raises a dozen kinds here; all of them mean the same to the user.
+            asks_for = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            reason = f"it asks for {asks_for[1]}" if asks_for else "it is damaged or something else"
+            raise UserError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
             tensors = tensors[wrapper]
@@ -108,7 +118,7 @@ def convert(tensors: dict[str, np.ndarray], network: str, template):
     Raises:
       UserError: a tensor is missing, left over or of the wrong shape.
     """
-    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    extra = re.compile(rf"{models.NETWORKS[network].torch_extra}|.*num_batches_tracked$")
     used, faults = set(), []
 
     def take(path, leaf):
@@ -124,7 +134,8 @@ def convert(tensors: dict[str, np.ndarray], network: str, template):
         return value
 
     variables = jax.tree_util.tree_map_with_path(take, template)
-    faults += [f"{name} is left over" for name in sorted(tensors.keys() - used)]
+    left_over = sorted(name for name in tensors.keys() - used if not extra.match(name))
+    faults += [f"{name} is left over" for name in left_over]
     if faults:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
         raise UserError(f"these weights are not a {network}'s: {shown}")

@@ -24,8 +24,9 @@ import pytest
 
 from orc_jax import config as configs
 from orc_jax import models
+from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
-from orc_jax.models.resnet import Head, ResidualBlock, Stem
+from orc_jax.models.resnet import ResidualBlock, Stem
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(os.environ.get("ORC_GOLDEN_DIR", Path(__file__).parent / "golden"))

@@ -44,7 +44,8 @@ def test_every_kind_of_file_gives_the_same_tensors(tmp_path):
         {"module." + name: value for name, value in tensors.items()}, tmp_path / "e.safetensors"
     )
     options = argparse.Namespace(model="resnet8", lr=0.1)  # as the benchmark's last checkpoint
-    torch.save({"opt": options, "model": as_torch}, tmp_path / "f.pth")
+    best = np.float64(70.3)
+    torch.save({"opt": options, "model": as_torch, "best": best}, tmp_path / "f.pth.tar")
     halves = {name: value.half() for name, value in as_torch.items()}
     torch.save(halves, tmp_path / "half.pth")
     half = torch_weights.load(tmp_path / "half.pth")
@@ -71,6 +72,8 @@ def test_files_that_are_no_weights(tmp_path):
     for file in [*tmp_path.iterdir(), tmp_path / "absent.pth"]:
         with pytest.raises(UserError, match=file.name):
             torch_weights.load(file)
+    with pytest.raises(UserError, match=r"plain tensors: it asks for exec$"):
+        torch_weights.load(tmp_path / "code.pth")
 
 
 def test_missing_left_over_and_misshapen_tensors_are_named(template):

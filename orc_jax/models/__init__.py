@@ -26,12 +26,14 @@ class Entry(NamedTuple):
       build: (num_classes, constructor of a batch norm layer) → network.
       torch_names: turn the path of a variable, "part.block.layer.", into PyTorch's name of it:
         (regular expression, replacement), applied in order.
+      torch_extra: regular expression of PyTorch's names that are for training only.
       size: of its usual images, pixels.
-      smallest: size of images that it can see.
+      smallest: size of images that is supported.
     """
 
     build: Callable[[int, Callable], Network]
     torch_names: Sequence[tuple]
+    torch_extra: str = "$."  # matches nothing
     size: int = 32
     smallest: int = 8
 
@@ -53,21 +55,21 @@ VGG = {
 }
 
 
-def _three_stages(depth, widths, stem_width, block=resnet.ResidualBlock):
-    """A ResNet of three stages; a block has 2 convolutions, a bottleneck 3."""
-    convolutions = 2 if block is resnet.ResidualBlock else 3
-    blocks = ((depth - 2) // (3 * convolutions),) * 3
-    build = partial(resnet.resnet, widths, blocks, stem_width=stem_width, block=block)
+def _three_stages(blocks, widths, stem_width, block=resnet.ResidualBlock):
+    """A ResNet of three stages of so many blocks."""
+    build = partial(resnet.resnet, widths, (blocks,) * 3, stem_width=stem_width, block=block)
     return Entry(build, resnet.TORCH_NAMES)
 
 
 NETWORKS = {
     # Small images: the usual knowledge-distillation benchmark on CIFAR-100.
     **{
-        f"resnet{depth}": _three_stages(depth, (16, 32, 64), 16)
+        f"resnet{depth}": _three_stages((depth - 2) // 6, (16, 32, 64), 16)
         for depth in (8, 14, 20, 26, 32, 44, 56, 110)
     },
-    **{f"resnet{depth}x4": _three_stages(depth, (64, 128, 256), 32) for depth in (8, 32)},
+    **{
+        f"resnet{depth}x4": _three_stages((depth - 2) // 6, (64, 128, 256), 32) for depth in (8, 32)
+    },
     **{
         f"ResNet{depth}": Entry(build, resnet.TORCH_NAMES_SMALL)
         for depth, build in FOUR_STAGES.items()
@@ -83,18 +85,18 @@ NETWORKS = {
         for depth, convolutions in VGG.items()
     },
     "MobileNetV2": Entry(partial(mobilenet_v2.small, 0.5), mobilenet_v2.TORCH_NAMES_SMALL),
-    "ShuffleV1": Entry(partial(shufflenet.shufflenet, 1), shufflenet.TORCH_NAMES),
-    "ShuffleV2": Entry(partial(shufflenet.shufflenet, 2), shufflenet.TORCH_NAMES),
+    "ShuffleV1": Entry(shufflenet.shufflenet_v1, shufflenet.TORCH_NAMES),
+    "ShuffleV2": Entry(shufflenet.shufflenet_v2, shufflenet.TORCH_NAMES),
     # OKDDip's, where they are other networks.
-    "okddip_resnet110": _three_stages(110, (64, 128, 256), 16, resnet.Bottleneck),
-    "wide_resnet20_8": _three_stages(20, (64, 128, 256), 16, partial(resnet.Bottleneck, inner=2.0)),
+    "okddip_resnet110": _three_stages(12, (64, 128, 256), 16, resnet.Bottleneck),
+    "wide_resnet20_8": _three_stages(2, (64, 128, 256), 16, partial(resnet.Bottleneck, inner=2.0)),
     "okddip_vgg16": Entry(partial(vgg.vgg_okddip, VGG[16]), vgg.TORCH_NAMES_OKDDIP, smallest=32),
     **{
         f"densenet_{depth}_12": Entry(partial(densenet.densenet, depth, 12), densenet.TORCH_NAMES)
         for depth in (40, 100)
     },
     # DCM's, and SwitOKD's of other strides.
-    "mobilenet": Entry(partial(mobilenet.mobilenet, mobilenet.DCM, 1), mobilenet.TORCH_NAMES_DCM),
+    "mobilenet": Entry(mobilenet.dcm, mobilenet.TORCH_NAMES_DCM, torch_extra=r"ep\d_"),
     "switokd_mobilenet": Entry(
         partial(mobilenet.mobilenet, mobilenet.IMAGENET, 1), mobilenet.TORCH_NAMES_SWITOKD
     ),
@@ -122,12 +124,12 @@ NETWORKS = {
 def canonical(name: str) -> str:
     """The registry's spelling of a network's name: ResNet-56 → resnet56, WRN-40-2 → wrn_40_2.
 
-    Case and the separators "-", "_", "." and space do not count, nor do the longer forms
-    WideResNet, ShuffleNet and OKDDip's densenetd40k12. A name without a match is returned as
-    it is.
+    Case does not count, nor do the separators "-", "_", "." and space except between digits,
+    nor the longer forms WideResNet, ShuffleNet and OKDDip's densenetd40k12.
 
     Raises:
-      UserError: two networks differ in nothing else (ResNet-18: resnet18 and ResNet18).
+      UserError: there is none, or two that differ in nothing else (ResNet-18: resnet18 and
+        ResNet18).
     """
     if name in NETWORKS:
         return name
@@ -137,18 +139,19 @@ def canonical(name: str) -> str:
             raise UserError(f"the network {name!r} may be {' or '.join(found)}: write which")
         if found:
             return found[0]
-    return name
+    raise unknown("network", name, NETWORKS)
 
 
 def _plain(name):
-    return re.sub(r"[-_. ]", "", name.lower())
+    name = re.sub(r"(?<=\d)[-_. ]+(?=\d)", "+", name.lower())
+    return re.sub(r"[-_. ]", "", name)
 
 
 def _short(name):
     for long, short in (
         (r"^wideresnet", "wrn"),
         (r"^shufflenet", "shuffle"),
-        (r"^densenetd(\d+)k", r"densenet\1"),
+        (r"^densenetd(\d+)k", r"densenet\1+"),
     ):
         name = re.sub(long, short, name)
     return name
@@ -158,7 +161,7 @@ def create(name: str, num_classes: int, batch_axes: Sequence[str] | None = None)
     """The network of this name.
 
     Args:
-      name: a key of `NETWORKS`.
+      name: a key of `NETWORKS`, or a spelling of one.
       num_classes: outputs C.
       batch_axes: mesh axes over which batch norm takes its statistics, or None for the
         images at hand alone.
@@ -166,6 +169,5 @@ def create(name: str, num_classes: int, batch_axes: Sequence[str] | None = None)
     Raises:
       UserError: there is no network of this name.
     """
-    if name not in NETWORKS:
-        raise unknown("network", name, NETWORKS)
-    return NETWORKS[name].build(num_classes, partial(BatchNorm, axis_name=batch_axes))
+    norm = partial(BatchNorm, axis_name=batch_axes)
+    return NETWORKS[canonical(name)].build(num_classes, norm)

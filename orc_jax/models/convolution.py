@@ -72,33 +72,41 @@ def _pointwise(x, kernel, strides, groups):
 
 def _depthwise(x, kernel, strides, padding):
     """A depthwise convolution as a sum of shifted images, each times its weight."""
-    height, width = kernel.shape[:2]
-
-    def shifted(x):
-        """What each of the kernel's weights sees, [B, H', W', channels] each."""
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-        return [
-            x[:, i : i + rows : strides[0], j : j + columns : strides[1]]
-            for i in range(height)
-            for j in range(width)
-        ]
+    size = kernel.shape[:2]
 
     def forward(x, kernel):
-        weights = kernel.reshape(height * width, -1)
-        return sum(image * weight for image, weight in zip(shifted(x), weights, strict=True))
+        # Summed in float32, as any convolution is.
+        seen = shifted(x.astype(jnp.float32), size, strides, padding)
+        weights = kernel.astype(jnp.float32).reshape(len(seen), -1)
+        out = sum(image * weight for image, weight in zip(seen, weights, strict=True))
+        return out.astype(x.dtype)
 
     def backward(inputs, d_out):
         x, kernel = inputs
         d_x = jax.vjp(lambda x: forward(x, kernel), x)[1](d_out)[0]
-        d_weights = jnp.stack(
-            [_sum_of_pixels(image.astype(jnp.float32) * d_out) for image in shifted(x)]
-        )
+        seen = shifted(x.astype(jnp.float32), size, strides, padding)
+        d_weights = jnp.stack([_sum_of_pixels(image * d_out) for image in seen])
         return d_x, d_weights.reshape(kernel.shape).astype(kernel.dtype)
 
     convolve = jax.custom_vjp(forward)
     convolve.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), backward)
     return convolve(x, kernel)
+
+
+def shifted(x, size, strides, padding, fill=0):
+    """What each place of a window of this (height, width) sees, [B, H', W', channels] each.
+
+    Args:
+      x: [B, H, W, channels].
+      strides, padding: of height and width; `fill` is what is padded with.
+    """
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=jnp.asarray(fill, x.dtype))
+    rows, columns = x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1
+    return [
+        x[:, i : i + rows : strides[0], j : j + columns : strides[1]]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
 
 
 def _sum_of_pixels(x):

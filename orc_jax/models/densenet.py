@@ -5,11 +5,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from orc_jax.models.layers import conv, dense, global_average_pool, pool
-from orc_jax.models.network import Block, Network, auxiliary_heads, stage
+from orc_jax.models.layers import avg_pool, conv, dense, global_average_pool
+from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
 
 TORCH_NAMES = [
-    (r"^stages_(\d+)\.block0\.transition_", lambda m: f"transition{m[1]}."),
+    (r"^stages_(\d+)\.block\d+\.transition_", lambda m: f"transition{int(m[1]) + 1}."),
     (
         r"^stages_(\d+)\.block(\d+)\.",
         lambda m: f"denseblock{int(m[1]) + 1}.denselayer{int(m[2]) + 1}.",
@@ -22,7 +22,7 @@ TORCH_NAMES = [
 
 
 class DenseLayer(Block):
-    """Adds `features` channels to its input; stride 2 puts a transition before it.
+    """Adds `features` channels to its input; stride 2 puts a transition after it.
 
     1×1 convolution to four times the channels, then 3×3, each after norm and activation.
     The transition halves the channels and the resolution.
@@ -31,13 +31,14 @@ class DenseLayer(Block):
     @nn.compact
     def __call__(self, x, train):
         norm = self.norms(train)
-        if self.stride == 2:
-            x = nn.relu(norm(name="transition_norm")(x))
-            x = pool(nn.avg_pool, conv(x.shape[-1] // 2, 1, name="transition_conv")(x))
         y = nn.relu(norm(name="norm1")(x))
         y = conv(4 * self.features, 1, name="conv1")(y)
         y = conv(self.features, 3, name="conv2")(nn.relu(norm(name="norm2")(y)))
-        return jnp.concatenate([x, y], axis=-1)
+        x = jnp.concatenate([x, y], axis=-1)
+        if self.stride == 2:
+            x = nn.relu(norm(name="transition_norm")(x))
+            x = avg_pool(conv(x.shape[-1] // 2, 1, name="transition_conv")(x))
+        return x
 
 
 class Stem(nn.Module):
@@ -66,6 +67,9 @@ def densenet(depth: int, growth: int, num_classes: int, norm: Callable):
       The network, [B, H, W, channels] → [B, C].
     """
     layers = (depth - 4) // 6
-    stages = [stage(DenseLayer, growth, stride, layers, norm) for stride in (1, 2, 2)]
+    stages = [
+        Stage(DenseLayer, (*[(growth, 1)] * (layers - 1), (growth, stride)), norm)
+        for stride in (2, 2, 1)
+    ]
     head = Head(num_classes, norm)
     return Network(Stem(2 * growth), stages, head, auxiliary_heads(stages, head))

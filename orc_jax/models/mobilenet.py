@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from orc_jax.models.layers import conv
+from orc_jax.models.layers import Head, conv
 from orc_jax.models.network import Auxiliary, Block, Network, Stage, auxiliary_heads
-from orc_jax.models.resnet import Head, Stem
+from orc_jax.models.resnet import Stem
 
 # Features and stride of every block, by stage.
 DCM = (
@@ -88,19 +88,20 @@ def mobilenet(
     """
     stages = [Stage(SeparableBlock, plan, norm) for plan in plans]
     head = Head(num_classes)
-    return Network(
-        stem=Stem(32, norm, stem_stride),
-        stages=stages,
-        head=head,
-        auxiliary=_dcms_heads(stages, head) if plans is DCM else auxiliary_heads(stages, head),
-    )
+    return Network(Stem(32, norm, stem_stride), stages, head, auxiliary_heads(stages, head))
 
 
-def _dcms_heads(stages, head):
-    """DCM's, for its own strides: the first keeps four of six blocks, then both last ones."""
-    _, middle, last = stages
+def dcm(num_classes: int, norm: Callable):
+    """DCM's MobileNet, whose auxiliary heads are its authors' own; see `mobilenet`.
+
+    The first has four of the middle stage's six blocks and the whole last stage.
+    """
+    network = mobilenet(DCM, 1, num_classes, norm)
+    _, middle, last = network.stages
     wide = tuple((2 * features, stride) for features, stride in last.plan)
-    return (
-        Auxiliary(0, [middle.clone(plan=middle.plan[:4]), last.clone()], head.clone()),
-        Auxiliary(1, [last.clone(plan=wide)], head.clone()),
+    return network.clone(
+        auxiliary=(
+            Auxiliary(0, [middle.clone(plan=middle.plan[:4]), last.clone()], network.head.clone()),
+            Auxiliary(1, [last.clone(plan=wide)], network.head.clone()),
+        )
     )

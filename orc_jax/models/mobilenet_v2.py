@@ -130,7 +130,13 @@ class Head(nn.Module):
 def small(width: float, num_classes: int, norm: Callable):
     """The benchmark's form. See `_build`."""
     return _build(
-        lambda features: int(features * width), width, 1, (1, 2, 2, 2), nn.relu, num_classes, norm
+        channels=lambda features: int(features * width),
+        first_expansion=1,
+        strides=(1, 2, 2, 2),
+        activation=nn.relu,
+        head_features=int(1280 * max(width, 1)),
+        num_classes=num_classes,
+        norm=norm,
     )
 
 
@@ -141,15 +147,23 @@ def imagenet(width: float, num_classes: int, norm: Callable):
         near = max(8, int(features * width + 4) // 8 * 8)
         return near if near >= 0.9 * features * width else near + 8
 
-    return _build(channels, width, None, (2, 2, 2, 2), nn.relu6, num_classes, norm)
+    return _build(
+        channels=channels,
+        first_expansion=None,
+        strides=(2, 2, 2, 2),
+        activation=nn.relu6,
+        head_features=channels(1280) if width > 1 else 1280,
+        num_classes=num_classes,
+        norm=norm,
+    )
 
 
 def _build(
     channels: Callable,
-    width: float,
     first_expansion: int | None,
     strides: Sequence[int],
     activation: Callable,
+    head_features: int,
     num_classes: int,
     norm: Callable,
 ):
@@ -157,10 +171,10 @@ def _build(
 
     Args:
       channels: features at width 1 → features.
-      width: factor of the channels.
       first_expansion: of the stem's block.
       strides: of the stages.
       activation: of all layers.
+      head_features: what the classifier sees.
       num_classes: outputs C.
       norm: constructor of a batch norm layer.
 
@@ -181,5 +195,5 @@ def _build(
     ]
     first = block(channels(16), 1, norm, expansion=first_expansion)
     stem = Stem(channels(32), norm, first, activation)
-    head = Head(channels(1280) if width > 1 else 1280, num_classes, norm, activation)
+    head = Head(head_features, num_classes, norm, activation)
     return Network(stem, stages, head, auxiliary_heads(stages, head))

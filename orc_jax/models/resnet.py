@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from orc_jax.models.layers import conv, dense, global_average_pool, pool
+from orc_jax.models.layers import Head, conv, max_pool
 from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 
 TORCH_NAMES = [
@@ -82,16 +82,7 @@ class ImageNetStem(nn.Module):
     def __call__(self, x, train):
         x = conv(self.features, 7, 2, "conv1")(x)
         x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
-        return pool(nn.max_pool, x, 3)
-
-
-class Head(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        features = global_average_pool(x)
-        return dense(self.num_classes, "fc")(features), features
+        return max_pool(x, 3)
 
 
 def resnet(

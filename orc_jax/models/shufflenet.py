@@ -8,7 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from orc_jax.models.layers import conv, dense, global_average_pool, pool
+from orc_jax.models.layers import Head, avg_pool, conv, dense, global_average_pool
 from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 
 GROUPS = 3  # of v1
@@ -41,7 +41,7 @@ class ShuffleBlockV1(Block):
         y = nn.relu(norm(name="bn2")(conv(inner, 3, self.stride, "conv2", groups=inner)(y)))
         y = norm(name="bn3")(conv(features, 1, 1, "conv3", groups=GROUPS)(y))
         if beside:
-            return nn.relu(jnp.concatenate([y, pool(nn.avg_pool, x, 3)], axis=-1))
+            return nn.relu(jnp.concatenate([y, avg_pool(x, 3)], axis=-1))
         return nn.relu(x + y)
 
 
@@ -77,39 +77,33 @@ class Stem(nn.Module):
         return nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
 
 
-class Head(nn.Module):
-    """A classifier; v2 has a 1×1 convolution before it.
-
-    Attributes:
-      features: of that convolution; 0 for none.
-    """
+class HeadV2(nn.Module):
+    """A classifier with a 1×1 convolution before it."""
 
     num_classes: int
     norm: Callable
-    features: int
 
     @nn.compact
     def __call__(self, x, train):
-        if self.features:
-            x = conv(self.features, 1, name="conv2")(x)
-            x = nn.relu(self.norm(use_running_average=not train, name="bn2")(x))
+        x = conv(1024, 1, name="conv2")(x)
+        x = nn.relu(self.norm(use_running_average=not train, name="bn2")(x))
         features = global_average_pool(x)
         return dense(self.num_classes, "fc")(features), features
 
 
-def shufflenet(version: int, num_classes: int, norm: Callable):
-    """ShuffleNet of version 1 or 2.
+def shufflenet_v1(num_classes: int, norm: Callable):
+    """ShuffleNet v1: the network, [B, H, W, channels] → [B, C]."""
+    return _build(ShuffleBlockV1, (240, 480, 960), Head(num_classes), norm)
 
-    Returns:
-      The network, [B, H, W, channels] → [B, C].
-    """
-    block, widths, features = {
-        1: (ShuffleBlockV1, (240, 480, 960), 0),
-        2: (ShuffleBlockV2, (116, 232, 464), 1024),
-    }[version]
+
+def shufflenet_v2(num_classes: int, norm: Callable):
+    """ShuffleNet v2: the network, [B, H, W, channels] → [B, C]."""
+    return _build(ShuffleBlockV2, (116, 232, 464), HeadV2(num_classes, norm), norm)
+
+
+def _build(block, widths, head, norm):
     stages = [
         stage(block, width, 2, blocks, norm)
         for width, blocks in zip(widths, (4, 8, 4), strict=True)
     ]
-    head = Head(num_classes, norm, features)
     return Network(Stem(norm), stages, head, auxiliary_heads(stages, head))

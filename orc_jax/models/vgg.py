@@ -1,15 +1,16 @@
 """VGG with batch norm (Simonyan & Zisserman 2015), for small images.
 
 `vgg`: the form of the usual knowledge-distillation benchmark. `vgg_okddip`: OKDDip's, which
-pools once more and has three dense layers (without dropout, as batch norm is there).
+pools once more and has three dense layers (its branches have dropout between them, ours not).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 
-from orc_jax.models.layers import conv, dense, global_average_pool, pool
-from orc_jax.models.network import Block, Network, Stage, auxiliary_heads, stage
+from orc_jax.models.layers import Head, conv, dense, global_average_pool, max_pool
+from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -34,75 +35,59 @@ TORCH_NAMES_OKDDIP = [
 
 
 class ConvBlock(Block):
-    """A 3×3 convolution with norm and activation; stride 2 pools before it.
+    """A 3×3 convolution with norm and activation; stride 2 pools after it.
 
     Attributes:
-      pool_above: resolution up to which it does not pool.
+      smallest: resolution that is not pooled.
     """
 
-    pool_above: int = 0
+    smallest: int = 1
 
     @nn.compact
     def __call__(self, x, train):
-        if self.stride == 2 and x.shape[1] > self.pool_above:
-            x = pool(nn.max_pool, x)
         x = conv(self.features, 3, name="conv", use_bias=True)(x)
-        return nn.relu(self.norms(train)(name="bn")(x))
+        x = nn.relu(self.norms(train)(name="bn")(x))
+        if self.stride == 2 and min(x.shape[1:3]) > self.smallest:
+            x = max_pool(x)
+        return x
 
 
-class BenchmarkBlock(ConvBlock):
-    """4×4 is not pooled: the benchmark's networks end there at 32×32 and at 64×64."""
+class HeadOkddip(nn.Module):
+    """Three dense layers; its features are what the first of them sees, as in OKDDip."""
 
-    pool_above: int = 4
-
-
-class Head(nn.Module):
     num_classes: int
 
     @nn.compact
     def __call__(self, x, train):
         features = global_average_pool(x)
-        return dense(self.num_classes, "fc")(features), features
+        x = nn.relu(dense(512, "fc1")(features))
+        x = nn.relu(dense(512, "fc2")(x))
+        return dense(self.num_classes, "fc3")(x), features
 
 
-class HeadOkddip(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = global_average_pool(pool(nn.max_pool, x))
-        x = nn.relu(dense(512, "fc1")(x))
-        features = nn.relu(dense(512, "fc2")(x))
-        return dense(self.num_classes, "fc3")(features), features
-
-
-def vgg(
-    convolutions: Sequence[int],
-    num_classes: int,
-    norm: Callable,
-    block: Callable = BenchmarkBlock,
-    head: Callable = Head,
-):
-    """A VGG network.
+def vgg(convolutions: Sequence[int], num_classes: int, norm: Callable):
+    """The benchmark's VGG, which ends at 4×4 for images of 32×32 and of 64×64.
 
     Args:
       convolutions: how many there are before each pooling.
       num_classes: outputs C.
       norm: constructor of a batch norm layer.
-      block, head: their constructors.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].
     """
-    stem = Stage(block, ((WIDTHS[0], 1),) * convolutions[0], norm)
-    stages = [
-        stage(block, width, 2, count, norm)
-        for width, count in zip(WIDTHS[1:], convolutions[1:], strict=True)
-    ]
-    last = head(num_classes)
-    return Network(stem, stages, last, auxiliary_heads(stages, last))
+    block = partial(ConvBlock, smallest=4)
+    return _build(block, convolutions, (2, 2, 2, 2, 1), Head(num_classes), norm)
 
 
 def vgg_okddip(convolutions: Sequence[int], num_classes: int, norm: Callable):
     """OKDDip's VGG; images of 32×32 at least. See `vgg`."""
-    return vgg(convolutions, num_classes, norm, ConvBlock, HeadOkddip)
+    return _build(ConvBlock, convolutions, (2,) * 5, HeadOkddip(num_classes), norm)
+
+
+def _build(block, convolutions, strides, head, norm):
+    stem, *stages = (
+        Stage(block, (*[(width, 1)] * (count - 1), (width, stride)), norm)
+        for width, count, stride in zip(WIDTHS, convolutions, strides, strict=True)
+    )
+    return Network(stem, stages, head, auxiliary_heads(stages, head))
