@@ -18,6 +18,7 @@ setup(
         "numpy",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
+        "pillow",
         "rich",
         "safetensors",
         "scikit-learn",
@@ -25,13 +26,12 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda]>=0.10"],
-        "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources", "pillow"],
+        "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources"],
         "torch": ["torch>=2.6"],
         "test": [
             "array_record",
             "hypothesis",
             "importlib_resources",
-            "pillow",
             "pytest",
             "pytest-xdist",
             "ruff",

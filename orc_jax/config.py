@@ -27,6 +27,15 @@ def default(method: str = "orc") -> ConfigDict:
     config.data.pad = 4  # pixels added on each side before the random crop; 0: no crop
     config.data.pad_mode = "zero"
     config.data.flip = True
+    # Of image files: pixels to which they are scaled and cropped (0: they are of one size),
+    # what is cut off where there is no second split, "stop" or "skip" at a file that cannot
+    # be decoded, where decoded images are kept, and their share of the device's memory.
+    config.data.size = 0
+    config.data.val_share = 0.1
+    config.data.on_error = "stop"
+    config.data.cache = ""
+    config.data.memory = 0.5
+    config.data.class_names = ()  # filled in from the data
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that are left
@@ -103,7 +112,12 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
         ("checkpoint_every", 1),
     ):
         _at_least(config[key], least, key)
-    _at_least(config.data.pad, 0, "data.pad")
+    _one_of(config.data.on_error, ("stop", "skip"), "data.on_error")
+    for key in ("pad", "size"):
+        _at_least(config.data[key], 0, f"data.{key}")
+    for key in ("val_share", "memory"):
+        if not 0 < config.data[key] < 1:
+            raise UserError(f"data.{key} is {config.data[key]}, allowed: between 0 and 1")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
     return _mesh_shape(config, num_devices)

@@ -43,9 +43,10 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
     if name not in recipes:
         raise unknown(f"preset of {file}", name, recipes)
     recipe = recipes[name]
-    peers = tuple(map(models.canonical, networks.split(","))) if networks else recipe.networks
-    if not all(peers):
+    given = networks.split(",") if networks else recipe.networks
+    if not all(given):
         raise UserError(f"{file}:{preset} has an empty network name")
+    peers = tuple(map(models.canonical, given))
     config = configs.default(recipe.method)
     config.update(recipe.run)
     config.method.update(recipe.settings)
@@ -66,12 +67,11 @@ DCM = {
 }
 
 
-def cifar(name: str) -> dict[str, Recipe]:
-    """The recipes that CIFAR-10 and CIFAR-100 share, on the data set of this name."""
+def okddips(data: dict) -> dict[str, Recipe]:
+    """OKDDip's and DCM's recipes, which data sets share; `data` are their settings of it."""
 
     def recipe(method, networks, run, **settings):
-        data = {"name": name} | run.get("data", {})
-        return Recipe(method, networks, run | {"data": data}, settings)
+        return Recipe(method, networks, run | {"data": data | run.get("data", {})}, settings)
 
     four = ("resnet32",) * 4
     return {

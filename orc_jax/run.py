@@ -52,6 +52,8 @@ class Setup(NamedTuple):
 def prepare(config, data: tuple | None = None) -> Setup:
     """Checks a config, loads its data and builds its group.
 
+    The config of the result is a copy with networks' and classes' names filled in.
+
     Args:
       config: the whole config.
       data: (train images, train labels, test images, test labels) in place of the data
@@ -60,8 +62,10 @@ def prepare(config, data: tuple | None = None) -> Setup:
     Raises:
       UserError: something in it is wrong.
     """
+    config = config.copy_and_resolve_references()
     shape = configs.check(config, len(jax.devices()), own_data=data is not None)
     dataset = datasets.load(config) if data is None else datasets.from_arrays(data[:2], data[2:])
+    config.data.class_names = dataset.class_names
     if config.data.pad >= min(dataset.image_shape[:2]):
         raise UserError(
             f"data.pad is {config.data.pad}, allowed: less than the images' size, "

@@ -61,6 +61,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
     setup = prepare(config, data)
+    config = setup.config
     check(workdir, config, setup.dataset)
     weights = {}
     if not has_checkpoint(workdir):

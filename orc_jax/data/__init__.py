@@ -46,10 +46,14 @@ def load(config) -> Dataset:
         from orc_jax.data import cifar
 
         return cifar.load(config.data.name, config.data.dir)
+    if config.data.name in ("folder", "tiny_imagenet"):
+        from orc_jax.data import decode
+
+        return decode.load(config)
     raise unknown("data set", config.data.name, NAMES)
 
 
-NAMES = ("digits", "cifar10", "cifar100")
+NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "folder")
 
 
 def hold_out(train: Images, share: float, seed: int) -> tuple[Images, Images | None]:

@@ -1,0 +1,25 @@
+"""Your own images: `--config.data.dir=DIR`, with `train/CLASS/…` and `val/CLASS/…` in it.
+
+`--config.data.size=64` scales them to 64×64. `configs/folder.py:NAME` picks the recipe,
+`NAME:NETWORK,NETWORK,…` other networks. NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip,
+okddip_net, dcm, switokd, orc (default), orc_peers.
+"""
+
+from orc_jax import recipes
+from orc_jax.recipes import Recipe
+
+DATA = {"name": "folder"}
+# As on CIFAR-100, whose recipes have proved themselves on small images.
+ORC = {"epochs": 240, "data": DATA, "optimizer": {"decay_epochs": (150, 180, 210)}}
+
+RECIPES = {
+    **recipes.okddips(DATA),
+    "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
+    "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
+    "switokd": Recipe("switokd", ("wrn_16_2", "resnet20"), ORC),
+}
+
+
+def get_config(preset: str = "orc"):
+    """The config of a preset."""
+    return recipes.build("configs/folder.py", RECIPES, preset)

@@ -1,0 +1,32 @@
+"""Tiny-ImageNet, 64×64: `data/tiny-imagenet-200` as its archive unpacks.
+
+`configs/tiny_imagenet.py:NAME` picks the recipe, `NAME:NETWORK,NETWORK,…` other networks. NAME
+is one of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd (ResNet-34 and
+MobileNetV2 of width 1.4), switokd_small (WRN-16-2 and ResNet-20), orc (default), orc_peers.
+"""
+
+from orc_jax import recipes
+from orc_jax.recipes import Recipe
+
+DATA = {"name": "tiny_imagenet", "dir": "data/tiny-imagenet-200", "size": 64}
+# The authors' program.
+SWITOKD = {
+    "epochs": 200,
+    "data": DATA,
+    "optimizer": {"learning_rate": 0.01, "nesterov": False, "decay_epochs": (100, 140, 180)},
+}
+# Our choice, as on CIFAR-100: nothing was published.
+ORC = {"epochs": 240, "data": DATA, "optimizer": {"decay_epochs": (150, 180, 210)}}
+
+RECIPES = {
+    **recipes.okddips(DATA),
+    "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
+    "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
+    "switokd": Recipe("switokd", ("ResNet34", "mobilenet_v2_x1.4"), SWITOKD),
+    "switokd_small": Recipe("switokd", ("wrn_16_2", "resnet20"), SWITOKD),
+}
+
+
+def get_config(preset: str = "orc"):
+    """The config of a preset."""
+    return recipes.build("configs/tiny_imagenet.py", RECIPES, preset)

@@ -1,0 +1,135 @@
+"""Folders of image files: `train/CLASS/…` and `val/CLASS/…`, or Tiny-ImageNet's own layout."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from orc_jax.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class Files(NamedTuple):
+    """Image files of a split.
+
+    Attributes:
+      root: folder that the paths begin at.
+      paths: of every image, sorted within a class.
+      labels: [N] int32 class indices.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+
+class Listing(NamedTuple):
+    """The image files of a data set; nothing of them is read yet.
+
+    Attributes:
+      train, test: the splits; `test` is None if the folder has no second one.
+      class_names: in the order of their indices.
+    """
+
+    train: Files
+    test: Files | None
+    class_names: tuple[str, ...]
+
+
+def find(directory: str | Path) -> Listing:
+    """Lists the images of a folder.
+
+    It has `train/CLASS/…`, with or without `val/CLASS/…` or else `test/CLASS/…`, or
+    `CLASS/…` alone; images may lie in folders below that of their class. Tiny-ImageNet's
+    layout is known by its `wnids.txt`.
+
+    Raises:
+      UserError: there is no such folder, a class has no image, a class is in the second
+        split alone, a folder cannot be read or leads back into itself.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root} (data.dir)")
+    if (root / "wnids.txt").is_file():
+        return _tiny_imagenet(root)
+    train = _by_class(root, "train" if (root / "train").is_dir() else ".")
+    second = next((name for name in ("val", "test") if (root / name).is_dir()), None)
+    if not second or not (root / "train").is_dir():
+        names = tuple(train)
+        return Listing(_files(root, train, names), None, names)
+    test, names = _by_class(root, second), tuple(train)
+    if alone := sorted(test.keys() - train.keys()):
+        raise UserError(f"{root / second} has the class {alone[0]!r}, which train has not")
+    return Listing(_files(root, train, names), _files(root, test, names), names)
+
+
+def _files(root, by_class, names) -> Files:
+    index = {name: i for i, name in enumerate(names)}
+    labels = [index[name] for name, paths in by_class.items() for _ in paths]
+    paths = tuple(path for paths in by_class.values() for path in paths)
+    return Files(root, paths, np.array(labels, np.int32))
+
+
+def _by_class(root, split) -> dict[str, list[str]]:
+    """Class → its images, each in sorted order."""
+    folder = root / split
+    classes = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    if not classes:
+        raise UserError(f"{folder} has no folders of classes")
+    found = {}
+    for name in classes:
+        found[name] = [os.path.relpath(path, root) for path in _images_below(folder / name)]
+        if not found[name]:
+            raise UserError(f"{folder / name} has no image ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _entries(folder) -> list[os.DirEntry]:
+    """What is in a folder, in order, without hidden files."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            return sorted(shown, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
+    """The image files in a folder and those below it."""
+    here = Path(folder).resolve()
+    above = above or tuple(here.parents)
+    if here in above:
+        raise UserError(f"{folder} is a symbolic link back to {here}, a folder above it")
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _images_below(entry.path, (*above, here))
+        elif entry.name.lower().endswith(SUFFIXES):
+            yield entry.path
+
+
+def _tiny_imagenet(root) -> Listing:
+    """`train/WNID/images/*`, `val/images/*` with `val/val_annotations.txt`, `wnids.txt`."""
+    names = tuple(_lines(root / "wnids.txt"))
+    train = _by_class(root, "train")
+    if train.keys() != set(names):
+        odd = sorted(train.keys() ^ set(names))[0]
+        raise UserError(f"{root}: the class {odd!r} is not both in wnids.txt and in train")
+    val: dict[str, list[str]] = {name: [] for name in names}
+    annotations = root / "val" / "val_annotations.txt"
+    for number, line in enumerate(_lines(annotations), 1):
+        file, name, *_ = [*line.split("\t"), ""]
+        if name not in val:
+            raise UserError(f"{annotations}, line {number}: {name!r} is not in wnids.txt")
+        val[name].append(f"val/images/{file}")
+    train = {name: train[name] for name in names}
+    return Listing(_files(root, train, names), _files(root, val, names), names)
+
+
+def _lines(path) -> list[str]:
+    try:
+        return path.read_text().split("\n")[:-1] if path.read_text() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,275 @@
+"""Folders of image files, made here: layouts, kinds of files, faults, the cache, the command."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import run_command
+from PIL import Image
+
+from orc_jax import config as configs
+from orc_jax import data
+from orc_jax.data import decode, folder
+from orc_jax.errors import UserError
+
+
+def picture(seed, size=(12, 10)):
+    """RGB noise around a colour of its own."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    pixels = rng.integers(0, 40, (height, width, 3)) + rng.integers(0, 200, 3)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def save(path, image=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or picture(len(str(path)))).save(path, **options)
+
+
+def config_of(root, **changes):
+    config = configs.default()
+    config.data.update(name="folder", dir=str(root), size=8, cache=str(root.parent / "cache"))
+    config.data.update(changes)
+    return config
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes, four training and two validation images each; one of them lies deeper."""
+    root = tmp_path / "images"
+    for i, name in enumerate(("cat", "dog")):
+        for j in range(4):
+            place = root / "train" / name / ("more" if j == 3 else ".")
+            save(place / f"{j}.png", picture(10 * i + j))
+        for j in range(2):
+            save(root / "val" / name / f"{j}.JPEG", picture(100 + 10 * i + j))
+    return root
+
+
+def test_train_and_val_nested_or_flat(root):
+    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    (root / "train" / ".hidden").mkdir()
+    listing = folder.find(root)
+    assert listing.class_names == ("cat", "dog")
+    assert listing.train.paths[3] == "train/cat/more/3.png"
+    assert listing.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert listing.test.labels.tolist() == [0, 0, 1, 1]
+    dataset = data.load(config_of(root))
+    assert dataset.train.images.shape == (8, 8, 8, 3) and dataset.train.images.dtype == np.uint8
+    expected = decode.decode(root / "train" / "dog" / "1.png", 8)
+    np.testing.assert_array_equal(dataset.train.images[5], expected)
+    # `test` serves where there is no `val`.
+    (root / "val").rename(root / "test")
+    assert folder.find(root).test.paths[0] == "test/cat/0.JPEG"
+
+
+@pytest.mark.parametrize("with_train", [True, False])
+def test_without_a_second_split_one_is_cut_off(root, with_train):
+    shutil.rmtree(root / "val")
+    if not with_train:
+        for name in ("cat", "dog"):
+            (root / "train" / name).rename(root / name)
+        (root / "train").rmdir()
+    dataset = data.load(config_of(root, val_share=0.25))
+    assert np.bincount(dataset.train.labels).tolist() == [3, 3]
+    assert np.bincount(dataset.test.labels).tolist() == [1, 1]
+    again = data.load(config_of(root, val_share=0.25))
+    np.testing.assert_array_equal(again.test.images, dataset.test.images)
+
+
+def test_tiny_imagenets_own_layout(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    for name in ("n02", "n01"):
+        save(root / "train" / name / "images" / f"{name}_0.JPEG")
+        (root / "train" / name / f"{name}_boxes.txt").write_text("x\t0\t0\t1\t1\n")
+    save(root / "val" / "images" / "val_0.JPEG")
+    save(root / "val" / "images" / "val_1.JPEG")
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    (root / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn01\t0\t0\t1\t1\nval_1.JPEG\tn02\t0\t0\t1\t1\n"
+    )
+    save(root / "test" / "images" / "test_0.JPEG")
+    listing = folder.find(root)
+    assert listing.class_names == ("n02", "n01")
+    assert listing.train.paths == ("train/n02/images/n02_0.JPEG", "train/n01/images/n01_0.JPEG")
+    assert listing.test.paths == ("val/images/val_1.JPEG", "val/images/val_0.JPEG")
+    assert listing.test.labels.tolist() == [0, 1]
+    (root / "wnids.txt").write_text("n02\nn03\n")
+    with pytest.raises(UserError, match="'n01' is not both in wnids"):
+        folder.find(root)
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn07\t0\t0\t1\t1\n")
+    with pytest.raises(UserError, match=r"val_annotations.txt, line 1: 'n07'"):
+        folder.find(root)
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path):
+    colour = picture(0, (8, 8))
+    grey = np.asarray(colour.convert("L"))
+    rgb = {
+        "a.png": (colour, {}),
+        "a.bmp": (colour, {}),
+        "a.webp": (colour, {"lossless": True}),
+        "alpha.png": (Image.merge("RGBA", (*colour.split(), Image.new("L", (8, 8), 9))), {}),
+        "palette.png": (colour.quantize(256), {}),
+    }
+    for name, (image, options) in rgb.items():
+        save(tmp_path / name, image, **options)
+        np.testing.assert_array_equal(decode.decode(tmp_path / name, 8), np.asarray(colour), name)
+    save(tmp_path / "a.jpg", colour, quality=100, subsampling=0)
+    near = decode.decode(tmp_path / "a.jpg", 8).astype(int) - np.asarray(colour)
+    assert np.abs(near).max() < 12
+    for name, image in (
+        ("grey.png", Image.fromarray(grey)),
+        ("deep.png", Image.fromarray(grey.astype(np.uint16) * 256 + 7)),
+    ):
+        save(tmp_path / name, image)
+        decoded = decode.decode(tmp_path / name, 8)
+        np.testing.assert_array_equal(decoded, np.repeat(grey[..., None], 3, axis=-1), name)
+
+
+def test_images_are_scaled_by_their_shorter_side_and_cropped_to_the_centre(tmp_path):
+    pixels = np.zeros((16, 48, 3), np.uint8)
+    pixels[:, 16:32] = 200  # the middle third
+    save(tmp_path / "wide.png", Image.fromarray(pixels))
+    decoded = decode.decode(tmp_path / "wide.png", 8)
+    assert decoded.shape == (8, 8, 3) and (decoded[:, 1:-1] == 200).all()
+
+
+def test_the_size_is_the_images_own_if_they_agree(root):
+    with pytest.raises(UserError, match=r"not of one square size .*12×10.*data\.size=64"):
+        data.load(config_of(root, size=0))
+    for path in root.rglob("*.*"):
+        if path.is_file():
+            save(path, picture(0, (9, 9)))
+    assert data.load(config_of(root, size=0)).image_shape == (9, 9, 3)
+
+
+def spoil(root):
+    """A truncated, an empty and a wrong file; returns their paths."""
+    truncated, empty, text = (root / "train" / "cat" / f"{i}.png" for i in range(3))
+    truncated.write_bytes(truncated.read_bytes()[:-60])
+    empty.write_bytes(b"")
+    text.write_text("hello")
+    return truncated, empty, text
+
+
+def test_bad_files_stop_the_run_before_it_begins(root):
+    bad = spoil(root)
+    for _ in range(2):  # decoded, then from the cache
+        with pytest.raises(UserError) as error:
+            data.load(config_of(root))
+        assert str(error.value).startswith("3 of the images cannot be decoded")
+        assert all(str(path) in str(error.value) for path in bad)
+
+
+def test_bad_files_are_left_out_on_request_and_said(root, capsys):
+    bad = spoil(root)
+    dataset = data.load(config_of(root, on_error="skip"))
+    assert dataset.train.labels.tolist() == [0, 1, 1, 1, 1]
+    np.testing.assert_array_equal(
+        dataset.train.images[0], decode.decode(root / "train/cat/more/3.png", 8)
+    )
+    said = capsys.readouterr().out
+    assert "left out 3 images" in said and all(path.name in said for path in bad)
+
+
+def test_the_cache_is_keyed_by_the_content(root, monkeypatch):
+    first = data.load(config_of(root))
+    files = sorted((root.parent / "cache").iterdir())
+    assert [path.suffix for path in files] == [".npz"] * 2
+    calls = []
+    real = decode.decode
+    monkeypatch.setattr(decode, "decode", lambda *args: calls.append(args) or real(*args))
+    os.utime(root / "train" / "cat" / "0.png", (1, 1))
+    again = data.load(config_of(root))
+    assert not calls
+    np.testing.assert_array_equal(again.train.images, first.train.images)
+    save(root / "train" / "cat" / "0.png", picture(99))
+    changed = data.load(config_of(root))
+    assert len(calls) == 8
+    assert (changed.train.images[0] != first.train.images[0]).any()
+    assert (changed.train.images[1:] == first.train.images[1:]).all()
+
+
+def break_folder(root, kind):
+    if kind == "absent":
+        shutil.rmtree(root)
+    elif kind == "empty":
+        shutil.rmtree(root / "train")
+        (root / "train").mkdir()
+    elif kind == "class without images":
+        (root / "train" / "bird").mkdir()
+    elif kind == "class in val alone":
+        save(root / "val" / "bird" / "0.png")
+    elif kind == "loop":
+        (root / "train" / "cat" / "loop").symlink_to(root / "train")
+    elif kind == "one image, no val":
+        shutil.rmtree(root / "val")
+        save(root / "train" / "bird" / "0.png")
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("absent", "there is no folder"),
+        ("empty", "train has no folders of classes"),
+        ("class without images", "bird has no image"),
+        ("class in val alone", "val has the class 'bird', which train has not"),
+        ("loop", "loop is a symbolic link back to .*train"),
+        ("one image, no val", "the class 'bird' has too few images"),
+    ],
+)
+def test_folders_that_cannot_be(root, kind, message):
+    break_folder(root, kind)
+    with pytest.raises(UserError, match=message):
+        data.load(config_of(root))
+
+
+def test_a_folder_that_cannot_be_read(root, monkeypatch):
+    """(Root reads everything, so the system's answer is made up.)"""
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="dog cannot be read: Permission denied"):
+        folder.find(root)
+
+
+def test_images_that_do_not_fit(root):
+    with pytest.raises(UserError, match=r"12 images of 8×8 take .* more than data.memory, 1e-09"):
+        data.load(config_of(root, memory=1e-9))
+
+
+def test_the_command_trains_on_a_folder(root):
+    for i, name in enumerate(("cat", "dog")):
+        for j in range(20):
+            save(root / "train" / name / f"x{j}.bmp", picture(1000 * i + j, (8, 8)))
+    workdir = root.parent / "run"
+    args = (
+        "-m",
+        "orc_jax.main",
+        "--config=configs/folder.py:ind:resnet8",
+        f"--config.data.dir={root}",
+        f"--config.data.cache={root.parent / 'cache'}",
+        f"--workdir={workdir}",
+        "--config.epochs=1",
+        "--config.batch_size=16",
+    )
+    small = run_command(*args, check=False)
+    assert small.returncode == 1 and "not of one square size" in small.stderr
+    result = run_command(*args, "--config.data.size=8")
+    assert "resnet8" in result.stdout
+    for file in ("config.json", "networks/0/network.json"):
+        text = (workdir / file).read_text()
+        assert '"cat"' in text and '"dog"' in text
+    (root / "val" / "cat" / "0.JPEG").write_bytes(b"no")
+    bad = run_command(*args, "--config.data.size=8", check=False)
+    assert bad.returncode == 1
+    assert bad.stderr.startswith("error: 1 of the images cannot be decoded")
+    assert bad.stderr.count("\n") == 1 and "val/cat/0.JPEG" in bad.stderr
