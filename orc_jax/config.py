@@ -101,7 +101,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     _check_peers(config, method, own_data)
 
     _one_of(config.precision, ("float32", "bfloat16"), "precision")
-    if not own_data:
+    if not own_data and not config.data.name.startswith(data.TFDS):
         _one_of(config.data.name, data.NAMES, "data.name")
     _one_of(config.data.pad_mode, ("zero", "reflect"), "data.pad_mode")
     for key, least in (

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from orc_jax import config as configs
 from orc_jax import data
 from orc_jax.data import batches, cifar, digits, tfds
 from orc_jax.errors import UserError
@@ -163,6 +164,22 @@ def test_tfds_reads_array_record_without_tensorflow():
     # Image i of that set is the number i, its label too.
     np.testing.assert_array_equal(dataset.train.images[:, 3, 4, 1], dataset.train.labels)
     assert sorted(dataset.train.labels) == list(range(100))
+
+
+def test_any_builder_of_tfds_by_its_name():
+    config = configs.default()
+    config.data.update(name="tfds:cifar100", dir=str(ROOT / "tests" / "prepared"), size=16)
+    config.peers = tiny_config().peers
+    configs.check(config, 1)
+    dataset = data.load(config)
+    assert dataset.image_shape == (16, 16, 3) and len(dataset.train.labels) == 100
+    np.testing.assert_array_equal(dataset.train.images[:, 3, 4, 1], dataset.train.labels)
+    config.data.memory = 1e-9
+    with pytest.raises(UserError, match=r"120 images of 16×16 take"):
+        data.load(config)
+    config.data.name = "tfds:beans"
+    with pytest.raises(UserError, match=r"beans is not in .*tfds build beans"):
+        data.load(config)
 
 
 def test_tfds_errors(tmp_path, monkeypatch):

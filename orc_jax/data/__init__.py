@@ -50,9 +50,14 @@ def load(config) -> Dataset:
         from orc_jax.data import decode
 
         return decode.load(config)
+    if config.data.name.startswith(TFDS):
+        from orc_jax.data import tfds
+
+        return tfds.load(config.data.name.removeprefix(TFDS), config.data.dir, config.data)
     raise unknown("data set", config.data.name, NAMES)
 
 
+TFDS = "tfds:"  # before the name of any builder of TensorFlow Datasets
 NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "folder")
 
 

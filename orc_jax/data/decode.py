@@ -31,7 +31,8 @@ def load(config) -> Dataset:
     data = config.data
     listing = find(data.dir)
     size = data.size or _common_size(listing)
-    _check_memory(listing, size, data.memory)
+    count = sum(len(files.paths) for files in (listing.train, listing.test) if files)
+    check_memory(count, size, data.memory)
     splits, faults = [], []
     with Progress(transient=True) as progress:
         for name, files in (("train", listing.train), ("test", listing.test)):
@@ -76,14 +77,18 @@ def decode(path: str | Path, size: int) -> np.ndarray:
     """
     with Image.open(path) as image:
         image.draft("RGB", (size, size))  # lets JPEG skip resolution that is not needed
-        image = _rgb(image)
-    if image.size != (size, size):
-        factor = size / min(image.size)
-        width, height = (max(size, round(factor * side)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+        return np.asarray(fit(_rgb(image), size))
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The image with its shorter side scaled to size, and of that the centre, size × size."""
+    if image.size == (size, size):
+        return image
+    factor = size / min(image.size)
+    width, height = (max(size, round(factor * side)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def _rgb(image):
@@ -166,8 +171,8 @@ def _common_size(listing: Listing) -> int:
     return next(iter(sizes))[0]
 
 
-def _check_memory(listing: Listing, size: int, share: float) -> None:
-    count = sum(len(files.paths) for files in (listing.train, listing.test) if files)
+def check_memory(count: int, size: int, share: float) -> None:
+    """Raises `UserError` if so many RGB images take more than a share of a device's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 3 * count * size**2 > share * limit:

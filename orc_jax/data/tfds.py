@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from orc_jax.data import Dataset, Images
+from orc_jax.data import Dataset, Images, hold_out
+from orc_jax.data.decode import check_memory, fit
 from orc_jax.errors import UserError
 
 
@@ -30,12 +32,21 @@ def _versions(name, directory):
     return sorted(found, key=lambda info: [int(n) for n in re.findall(r"\d+", info.parent.name)])
 
 
-def load(name: str, directory: str | Path) -> Dataset:
-    """Decodes the splits train and test of the newest version prepared there.
+def load(name: str, directory: str | Path, data=None) -> Dataset:
+    """Decodes the newest version prepared there: `train`, and `test` or `validation`.
+
+    Args:
+      name: of the builder.
+      directory: `--data_dir` of the preparation.
+      data: the `size`, `val_share` and `memory` of `config.data`; None if all images have one
+        size and there is a test split.
 
     Raises:
-      UserError: prepared in another form, corrupt, or tensorflow-datasets is missing.
+      UserError: not prepared, prepared in another form, corrupt, not images with labels, or
+        tensorflow-datasets is missing.
     """
+    if not is_prepared(name, directory):
+        raise UserError(f"{name} is not in {directory}: {prepare_command(name, directory)}")
     info = _versions(name, directory)[-1]
     try:
         form = json.loads(info.read_text()).get("fileFormat")
@@ -53,16 +64,44 @@ def load(name: str, directory: str | Path) -> Dataset:
             f"{info.parent} needs tensorflow-datasets to be read: "
             "pip install 'orc-jax[tfds]' (without TensorFlow)"
         ) from error
-
-    def split(which) -> Images:
-        rows = list(builder.as_data_source(split=which))
-        images = np.stack([row["image"] for row in rows])
-        return Images(images, np.array([row["label"] for row in rows], np.int32))
-
     try:
         builder = tfds.builder_from_directory(info.parent)
-        names = tuple(builder.info.features["label"].names)
-        return Dataset(split("train"), split("test"), names)
+        features, splits = builder.info.features, list(builder.info.splits)
     except Exception as error:
         # The readers raise many kinds for damaged files.
         raise UserError(f"{info.parent} cannot be read: {error}") from error
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+        raise UserError(f"{name} is no data set of images and labels: it has {', '.join(features)}")
+    second = next((split for split in ("test", "validation") if split in splits), None)
+    if data and data.size:
+        count = sum(builder.info.splits[split].num_examples for split in {"train", second} - {None})
+        check_memory(count, data.size, data.memory)
+
+    def read(split) -> Images:
+        try:
+            rows = builder.as_data_source(split=split)
+            pairs = [(_fitted(row["image"], data), row["label"]) for row in rows]
+            images, labels = zip(*pairs, strict=True)
+        except Exception as error:
+            raise UserError(f"{info.parent} cannot be read: {error}") from error
+        if len(sizes := {image.shape for image in images}) > 1:
+            one, other = sorted(sizes)[:2]
+            raise UserError(
+                f"the images of {name} are not of one size (one is {one}, another {other}): choose "
+                "one, e.g. --config.data.size=64"
+            )
+        return Images(np.stack(images), np.array(labels, np.int32))
+
+    train, names = read("train"), tuple(features["label"].names)
+    if second:
+        return Dataset(train, read(second), names)
+    return Dataset(*hold_out(train, data.val_share, seed=0), names)
+
+
+def _fitted(image, data):
+    """[H, W, channels] uint8, scaled and cropped if a size is asked for."""
+    if not data or not data.size:
+        return image
+    channels = image.shape[-1]
+    fitted = fit(Image.fromarray(image[..., 0] if channels == 1 else image), data.size)
+    return np.asarray(fitted).reshape(data.size, data.size, channels)
