@@ -12,6 +12,7 @@ setup(
     install_requires=[
         "absl-py",
         "flax>=0.12",
+        "grain>=0.2.15",
         "jax>=0.10",
         "jaxtyping",
         "ml-collections>=1.0",

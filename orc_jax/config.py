@@ -29,12 +29,17 @@ def default(method: str = "orc") -> ConfigDict:
     config.data.flip = True
     # Of image files: pixels to which they are scaled and cropped (0: they are of one size),
     # what is cut off where there is no second split, "stop" or "skip" at a file that cannot
-    # be decoded, where decoded images are kept, and their share of the device's memory.
+    # be decoded, where decoded images are kept, and the share of the device's memory that they
+    # may take. Beyond that they are read while training, by threads or so many processes; then
+    # training images can be random parts, and the shorter side of others be scaled to more.
     config.data.size = 0
     config.data.val_share = 0.1
     config.data.on_error = "stop"
     config.data.cache = ""
     config.data.memory = 0.5
+    config.data.workers = 0
+    config.data.resized_crop = False
+    config.data.eval_resize = 0
     config.data.class_names = ()  # filled in from the data
 
     config.mesh = ConfigDict()
@@ -113,11 +118,16 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     ):
         _at_least(config[key], least, key)
     _one_of(config.data.on_error, ("stop", "skip"), "data.on_error")
-    for key in ("pad", "size"):
+    for key in ("pad", "size", "workers", "eval_resize"):
         _at_least(config.data[key], 0, f"data.{key}")
-    for key in ("val_share", "memory"):
-        if not 0 < config.data[key] < 1:
+    for key, least in (("val_share", 1e-9), ("memory", 0)):
+        if not least <= config.data[key] < 1:
             raise UserError(f"data.{key} is {config.data[key]}, allowed: between 0 and 1")
+    if 0 < config.data.eval_resize < config.data.size:
+        raise UserError(
+            f"data.eval_resize is {config.data.eval_resize}, allowed: data.size, "
+            f"{config.data.size}, or more"
+        )
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
     return _mesh_shape(config, num_devices)

@@ -1,5 +1,6 @@
 """What a config builds, and the evaluation of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ from orc_jax import config as configs
 from orc_jax import data as datasets
 from orc_jax import display, methods, metrics, models, peers
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
-from orc_jax.data import batches
+from orc_jax.data import batches, stream
+from orc_jax.data.folder import Files
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state
+from orc_jax.state import streams
 from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
 
 
@@ -21,6 +24,7 @@ class Setup(NamedTuple):
     """What a config builds, before any weights.
 
     Attributes:
+      train_split, test_split: on the devices, or still files.
       held_out_split: training images that the method keeps aside.
       num_params: of every peer, as the plain network that is kept.
     """
@@ -29,8 +33,8 @@ class Setup(NamedTuple):
     dataset: datasets.Dataset
     method: Any
     group: peers.Group
-    train_split: batches.OnDevice
-    test_split: batches.OnDevice
+    train_split: batches.OnDevice | stream.OnDisk
+    test_split: batches.OnDevice | stream.OnDisk
     held_out_split: batches.OnDevice | None
     steps_per_epoch: int
     num_params: list[int]
@@ -80,6 +84,14 @@ def prepare(config, data: tuple | None = None) -> Setup:
                 f"pixels or more; these are {height}×{width}"
             )
     method = methods.get(config.method.name)
+    streamed = isinstance(dataset.train, Files)
+    if streamed and method.held_out(config.method):
+        raise UserError(
+            f"{config.method.name} {config.method.target} keeps images aside, which must fit "
+            f"data.memory, {config.data.memory} of the device's"
+        )
+    if config.data.resized_crop and not streamed:
+        raise UserError("data.resized_crop is for images that are streamed (data.memory=0)")
     train, held_out = datasets.hold_out(dataset.train, method.held_out(config.method), config.seed)
     steps_per_epoch = len(train.labels) // config.batch_size
     if not steps_per_epoch:
@@ -95,12 +107,18 @@ def prepare(config, data: tuple | None = None) -> Setup:
         params = peers.abstract_variables(stack, dataset.image_shape)["params"]
         for peer in stack.peers:
             num_params[peer] = sum(leaf.size for leaf in jax.tree.leaves(params))
-    scale = batches.scale(dataset.train.images)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    train_split, test_split, held_out_split = (
-        split and jax.device_put(batches.OnDevice(*split, *scale), everywhere)
-        for split in (train, dataset.test, held_out)
-    )
+    scale = batches.scale(stream.sample(train) if streamed else dataset.train.images)
+    if streamed:
+        train_split, test_split = (
+            stream.OnDisk(files, *scale, config.data) for files in (train, dataset.test)
+        )
+        held_out_split = None
+    else:
+        train_split, test_split, held_out_split = (
+            split and jax.device_put(batches.OnDevice(*split, *scale), everywhere)
+            for split in (train, dataset.test, held_out)
+        )
     return Setup(
         config=config,
         dataset=dataset,
@@ -156,11 +174,46 @@ def evaluate(
 
 def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
     """Test metrics of every peer and of the ensemble, each image counted once."""
-    split, size = setup.test_split, evaluation_batch_size(setup.config, setup.group)
     sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size)))
-    for index in range(-(-len(setup.dataset.test.labels) // size)):
-        sums = evaluation_step(stacks, split, setup.on_mesh(np.int32(index)), sums)
+    for split, index in test_batches(setup):
+        sums = evaluation_step(stacks, split, index, sums)
     return metrics.evaluation(jax.device_get(sums))
+
+
+def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
+    """(split, order) for the train step, from this step on to the last one.
+
+    The split is all images on the devices and the order that of the epoch; or, for images
+    that are streamed, the split is one batch, in the order in which it came.
+    """
+    config, split, mesh = setup.config, setup.train_split, setup.group.mesh
+    last, shape = config.epochs * setup.steps_per_epoch, (setup.steps_per_epoch, config.batch_size)
+    if isinstance(split, stream.OnDisk):
+        order = setup.on_mesh(np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
+        batch = stream.training(split, config.seed, config.batch_size, config.epochs, step)
+        for images, labels in batch:
+            yield setup.on_mesh(batches.OnDevice(images, labels, split.mean, split.std)), order
+        return
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    epoch_order = jax.jit(batches.epoch_order, static_argnums=(2, 3), out_shardings=everywhere)
+    key, count = streams(config.seed)[1], len(split.labels)
+    for at in range(step, last):
+        if at == step or at % shape[0] == 0:
+            epoch = setup.on_mesh(np.int32(at // shape[0]))
+            order = epoch_order(key, epoch, count, config.batch_size)
+        yield split, order
+
+
+def test_batches(setup: Setup) -> Iterator[tuple]:
+    """(split, index) for the evaluation step: every test image once."""
+    split, size = setup.test_split, evaluation_batch_size(setup.config, setup.group)
+    if isinstance(split, stream.OnDisk):
+        for images, labels in stream.evaluation(split, size):
+            batch = batches.OnDevice(images, labels, split.mean, split.std)
+            yield setup.on_mesh(batch), setup.on_mesh(np.int32(0))
+        return
+    for index in range(-(-len(split.labels) // size)):
+        yield split, setup.on_mesh(np.int32(index))
 
 
 def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step: int) -> None:

@@ -16,11 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from orc_jax import display, metrics, networks, peers
 from orc_jax.checkpoint import Checkpoints, has_checkpoint
-from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state, init_state
-from orc_jax.run import evaluate_split, prepare, show_table
-from orc_jax.state import State, failures, streams
+from orc_jax.run import evaluate_split, prepare, show_table, training_batches
+from orc_jax.state import State, failures
 from orc_jax.step import compile_steps, evaluation_batch_size
 from orc_jax.workdir import Lock, check, claim
 
@@ -74,13 +73,8 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
 
 def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     config, group, per_epoch = setup.config, setup.group, setup.steps_per_epoch
-    num_images = len(setup.train_split.labels)
     train_step, evaluation_step, prediction_step = compile_steps(config, group, setup.method)
     renew = renewal(setup, prediction_step)
-    everywhere = NamedSharding(group.mesh, PartitionSpec())
-    epoch_order = jax.jit(batches.epoch_order, static_argnums=(2, 3), out_shardings=everywhere)
-    order_key = streams(config.seed)[1]
-
     step = checkpoints.step("last") or 0
     if step:
         state = checkpoints.restore(step, abstract_state(*setup.state_args()))
@@ -95,16 +89,15 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
         _introduce(setup, workdir, step, shown)
         shown.begin(step)
         running = collections.deque()
+        following = training_batches(setup, step)
         for epoch in range(step // per_epoch, config.epochs):
-            order = epoch_order(
-                order_key, setup.on_mesh(np.int32(epoch)), num_images, config.batch_size
-            )
             if renew and step == epoch * per_epoch:
                 state = renew(state)
             began, first = time.monotonic(), step
             while step < (epoch + 1) * per_epoch and not interruption.requested:
+                split, order = next(following)
                 with jax.transfer_guard("disallow"):
-                    state = train_step(state, setup.train_split, order)
+                    state = train_step(state, split, order)
                     running.append(jnp.copy(state.step))
                 step += 1
                 # Two steps are enough in flight: a signal must not wait for thirty.
@@ -203,7 +196,7 @@ def _introduce(setup, workdir, step, shown):
     names = ", ".join(setup.group.names)
     shown.say(
         f"{setup.config.method.name}: {names} on {setup.config.data.name} "
-        f"({len(setup.train_split.labels):,} training, {len(setup.dataset.test.labels):,} test "
+        f"({len(setup.train_split.labels):,} training, {len(setup.test_split.labels):,} test "
         f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
         f"(data × peer); files in {workdir}"
     )

@@ -1,7 +1,6 @@
 """A work directory belongs to one config and data set, and to one process at a time."""
 
 import json
-import zlib
 from pathlib import Path
 
 from orc_jax import config as configs
@@ -50,11 +49,11 @@ def claim(workdir: Path, config, dataset: Dataset) -> None:
 
 
 def fingerprint(dataset: Dataset) -> dict:
-    """Shape and CRC-32 of every array of a data set."""
+    """Checksums of what a data set consists of."""
     return {
-        f"{split}_{name}": [list(array.shape), zlib.crc32(array.tobytes())]
+        f"{split}_{name}": checksum
         for split in ("train", "test")
-        for name, array in getattr(dataset, split)._asdict().items()
+        for name, checksum in getattr(dataset, split).checksums().items()
     }
 
 

@@ -175,7 +175,7 @@ def test_any_builder_of_tfds_by_its_name():
     assert dataset.image_shape == (16, 16, 3) and len(dataset.train.labels) == 100
     np.testing.assert_array_equal(dataset.train.images[:, 3, 4, 1], dataset.train.labels)
     config.data.memory = 1e-9
-    with pytest.raises(UserError, match=r"120 images of 16×16 take"):
+    with pytest.raises(UserError, match=r"120 images of 16×16 do not fit data.memory"):
         data.load(config)
     config.data.name = "tfds:beans"
     with pytest.raises(UserError, match=r"beans is not in .*tfds build beans"):

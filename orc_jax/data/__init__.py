@@ -1,6 +1,7 @@
 """Where images come from: one registry of data sets."""
 
-from typing import NamedTuple
+import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,12 +14,28 @@ class Images(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.images.shape[1:]
+
+    def select(self, rows: np.ndarray) -> "Images":
+        """Those where the mask holds."""
+        return Images(self.images[rows], self.labels[rows])
+
+    def checksums(self) -> dict[str, list]:
+        """Name → what tells it from another split: shape and CRC-32 of each array."""
+        return {
+            name: [list(array.shape), zlib.crc32(array.tobytes())]
+            for name, array in self._asdict().items()
+        }
+
 
 class Dataset(NamedTuple):
-    """A train and a test split of one set of classes."""
+    """A train and a test split of one set of classes: `Images`, or `folder.Files`."""
 
-    train: Images
-    test: Images
+    train: Any
+    test: Any
     class_names: tuple[str, ...]
 
     @property
@@ -28,7 +45,7 @@ class Dataset(NamedTuple):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
-        return self.train.images.shape[1:]
+        return self.train.image_shape
 
 
 def load(config) -> Dataset:
@@ -61,8 +78,8 @@ TFDS = "tfds:"  # before the name of any builder of TensorFlow Datasets
 NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "folder")
 
 
-def hold_out(train: Images, share: float, seed: int) -> tuple[Images, Images | None]:
-    """Splits a share of every class off the training images, at random.
+def hold_out(train, share: float, seed: int) -> tuple:
+    """Splits a share of every class off the training images or files, at random.
 
     Returns:
       What is left to train on, and what was split off (None for a share of 0).
@@ -74,7 +91,7 @@ def hold_out(train: Images, share: float, seed: int) -> tuple[Images, Images | N
     for label in np.unique(train.labels):
         members = rng.permutation(np.flatnonzero(train.labels == label))
         aside[members[: max(1, round(share * len(members)))]] = True
-    return Images(*(x[~aside] for x in train)), Images(*(x[aside] for x in train))
+    return train.select(~aside), train.select(aside)
 
 
 def from_arrays(train, test) -> Dataset:

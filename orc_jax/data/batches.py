@@ -102,12 +102,13 @@ def normalise(split: OnDevice, images):
 def evaluation_batch(split: OnDevice, index, batch_size: int):
     """The index-th batch of a split in order, and which of its rows count.
 
-    The last batch is filled up with rows that do not count.
+    The last batch is filled up with rows that do not count; nor do rows of a negative label.
 
     Returns:
       Normalised images [B, H, W, channels], labels [B], counts [B] bool.
     """
     at = index * batch_size + jnp.arange(batch_size)
-    counts = at < len(split.labels)
+    inside = at < len(split.labels)
     at = jnp.minimum(at, len(split.labels) - 1)
+    counts = inside & (split.labels[at] >= 0)
     return normalise(split, split.images[at]), split.labels[at], counts

@@ -1,8 +1,9 @@
-"""Image files → uint8 arrays of one size: decoded once, then read from a cache."""
+"""Image files → uint8 arrays of one size: decoded once and kept, or looked at and left."""
 
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,21 +19,26 @@ from orc_jax.errors import UserError
 VERSION = 1
 
 
-def load(config) -> Dataset:
-    """The folder of images `config.data.dir`, decoded at `config.data.size`.
+# What PIL raises for a file that is truncated or no image.
+FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
-    Without a second split, `config.data.val_share` of every class is cut off the training
-    images, the same ones in every run.
+
+def load(config) -> Dataset:
+    """The folder of images `config.data.dir`, at `config.data.size` (filled in if it is 0).
+
+    Decoded if all of them fit `config.data.memory`; else they stay files, which are looked
+    at in passing. Without a second split, `config.data.val_share` of every class is cut off the
+    training images, the same ones in every run.
 
     Raises:
       UserError: see `folder.find`; a file cannot be decoded (unless `config.data.on_error` is
-        "skip"), the sizes differ and none is given, or the images do not fit the memory.
+        "skip"), or the sizes differ and none is given.
     """
     data = config.data
     listing = find(data.dir)
-    size = data.size or _common_size(listing)
+    data.size = data.size or _common_size(listing)
     count = sum(len(files.paths) for files in (listing.train, listing.test) if files)
-    check_memory(count, size, data.memory)
+    take = _decoded if fits_memory(count, data.size, data.memory) else _scanned
     splits, faults = [], []
     with Progress(transient=True) as progress:
         for name, files in (("train", listing.train), ("test", listing.test)):
@@ -40,10 +46,8 @@ def load(config) -> Dataset:
                 splits.append(None)
                 continue
             task = progress.add_task(f"reading {name} images", total=2 * len(files.paths))
-            images, bad = _decoded(files, size, cache_dir(data), lambda: progress.advance(task))  # noqa: B023
-            good = np.ones(len(files.labels), bool)
-            good[list(bad)] = False
-            splits.append(Images(images, files.labels[good]))
+            split, bad = take(files, data, partial(progress.advance, task))
+            splits.append(split)
             faults += [f"{files.root / files.paths[i]} ({why})" for i, why in bad.items()]
     if faults and data.on_error == "stop":
         raise UserError(
@@ -67,31 +71,36 @@ def cache_dir(data) -> Path:
     return Path(data.cache or default)
 
 
-def decode(path: str | Path, size: int) -> np.ndarray:
+def decode(path: str | Path, size: int, resize: int = 0) -> np.ndarray:
     """An image file as uint8 [size, size, 3], its shorter side scaled to size, its centre.
 
     Grey, palette and 16-bit images become RGB; an alpha channel is dropped.
 
+    Args:
+      resize: what the shorter side is scaled to instead, at least size.
+
     Raises:
-      OSError, ValueError, SyntaxError: PIL's, for a file that is truncated or no image.
+      Exception: one of `FAULTS`.
     """
     with Image.open(path) as image:
-        image.draft("RGB", (size, size))  # lets JPEG skip resolution that is not needed
-        return np.asarray(fit(_rgb(image), size))
+        # Lets JPEG skip resolution that is not needed.
+        image.draft("RGB", (max(size, resize),) * 2)
+        return np.asarray(fit(rgb(image), size, resize))
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The image with its shorter side scaled to size, and of that the centre, size × size."""
-    if image.size == (size, size):
+def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
+    """The image with its shorter side scaled to size (or `resize`), of that the centre."""
+    if image.size == (size, size) and not resize:
         return image
-    factor = size / min(image.size)
+    factor = (resize or size) / min(image.size)
     width, height = (max(size, round(factor * side)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def _rgb(image):
+def rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, whatever it was."""
     if image.mode.startswith("I"):  # 16 bits, whatever PIL calls them
         levels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
@@ -100,40 +109,75 @@ def _rgb(image):
     return image.convert("RGB")
 
 
-def _decoded(files: Files, size: int, cache: Path, advance) -> tuple[np.ndarray, dict[int, str]]:
-    """The images that can be decoded [N, size, size, 3], and index → reason of the others."""
+def _decoded(files: Files, data, advance) -> tuple[Images, dict[int, str]]:
+    """The images that can be decoded, and index → reason of the others."""
     paths = [files.root / path for path in files.paths]
     with ThreadPoolExecutor() as pool:
-
-        def each(function):
-            for result in pool.map(function, paths):
-                advance()
-                yield result
-
-        key = hashlib.sha256(f"{VERSION} {size}".encode())
-        for digest in each(_digest):
+        key = hashlib.sha256(f"{VERSION} {data.size}".encode())
+        for digest in pool.map(_digest, paths):
             key.update(digest)
-        file = cache / f"{key.hexdigest()[:32]}.npz"
-        if file.exists():
-            with np.load(file) as kept:
-                return kept["images"], dict(
-                    zip(kept["bad"].tolist(), kept["why"].tolist(), strict=True)
-                )
-        images, bad = np.empty((len(paths), size, size, 3), np.uint8), {}
-        for i, result in enumerate(each(lambda path: _decode_or_reason(path, size))):
-            if isinstance(result, str):
-                bad[i] = result
-            else:
-                images[i - len(bad)] = result
-    images = images[: len(paths) - len(bad)]
-    cache.mkdir(parents=True, exist_ok=True)
+            advance()
+
+        def everything():
+            images, bad = np.empty((len(paths), data.size, data.size, 3), np.uint8), {}
+            decoded = pool.map(partial(_decode_or_reason, size=data.size), paths)
+            for i, result in enumerate(decoded):
+                advance()
+                if isinstance(result, str):
+                    bad[i] = result
+                else:
+                    images[i - len(bad)] = result
+            return {"images": images[: len(paths) - len(bad)]} | _as_arrays(bad)
+
+        kept = _cached(data, key, everything)
+    bad = _from_arrays(kept)
+    return Images(kept["images"], np.delete(files.labels, list(bad))), bad
+
+
+def _scanned(files: Files, data, advance) -> tuple[Files, dict[int, str]]:
+    """The files that look whole, and index → reason of the others."""
+    paths = [files.root / path for path in files.paths]
+    with ThreadPoolExecutor() as pool:
+        key = hashlib.sha256(f"{VERSION} scan".encode())
+        for path, status in zip(files.paths, pool.map(Path.stat, paths), strict=True):
+            key.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+            advance()
+
+        def everything():
+            bad = {}
+            for i, reason in enumerate(pool.map(_fault, paths)):
+                advance()
+                if reason:
+                    bad[i] = reason
+            return _as_arrays(bad)
+
+        bad = _from_arrays(_cached(data, key, everything))
+    whole = np.ones(len(paths), bool)
+    whole[list(bad)] = False
+    return files.select(whole)._replace(size=data.size), bad
+
+
+def _cached(data, key, make) -> dict[str, np.ndarray]:
+    """The arrays of this key, made and kept if they are not there yet."""
+    file = cache_dir(data) / f"{key.hexdigest()[:32]}.npz"
+    if file.exists():
+        with np.load(file) as kept:
+            return dict(kept)
+    arrays = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as out:
-        np.savez(
-            out, images=images, bad=np.array(list(bad), int), why=np.array(list(bad.values()), str)
-        )
+        np.savez(out, **arrays)
     temporary.replace(file)
-    return images, bad
+    return arrays
+
+
+def _as_arrays(bad: dict[int, str]) -> dict[str, np.ndarray]:
+    return {"bad": np.array(list(bad), int), "why": np.array(list(bad.values()), str)}
+
+
+def _from_arrays(arrays) -> dict[int, str]:
+    return dict(zip(arrays["bad"].tolist(), arrays["why"].tolist(), strict=True))
 
 
 def _digest(path):
@@ -146,8 +190,33 @@ def _digest(path):
 def _decode_or_reason(path, size):
     try:
         return decode(path, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).replace(repr(str(path)), "it").split())
+    except FAULTS as error:
+        return _reason(path, error)
+
+
+def _fault(path) -> str:
+    """Why a file is not a whole image, without decoding it where its format allows that."""
+    try:
+        with Image.open(path) as image:
+            if image.format == "PNG":
+                image.verify()
+            elif image.format != "JPEG":
+                image.load()
+            elif b"\xff\xd9" not in _end(path):
+                return "truncated: it has no end marker"
+    except FAULTS as error:
+        return _reason(path, error)
+    return ""
+
+
+def _end(path, size=1024):
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read()
+
+
+def _reason(path, error):
+    return " ".join(str(error).replace(repr(str(path)), "it").split())
 
 
 def _common_size(listing: Listing) -> int:
@@ -158,7 +227,7 @@ def _common_size(listing: Listing) -> int:
             try:
                 with Image.open(files.root / path) as image:
                     sizes.setdefault(image.size, path)
-            except (OSError, ValueError, SyntaxError):
+            except FAULTS:
                 continue  # reported with the others when all are decoded
             if len(sizes) > 1 or image.size[0] != image.size[1]:
                 shown = ", ".join(f"{path} is {w}×{h}" for (w, h), path in sizes.items())
@@ -171,13 +240,8 @@ def _common_size(listing: Listing) -> int:
     return next(iter(sizes))[0]
 
 
-def check_memory(count: int, size: int, share: float) -> None:
-    """Raises `UserError` if so many RGB images take more than a share of a device's memory."""
+def fits_memory(count: int, size: int, share: float) -> bool:
+    """Whether so many RGB images take at most a share of a device's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if 3 * count * size**2 > share * limit:
-        raise UserError(
-            f"{count} images of {size}×{size} take {3 * count * size**2 / 2**30:.1f} GiB decoded, "
-            f"more than data.memory, {share}, of the device's {limit / 2**30:.1f} GiB: choose a "
-            "smaller data.size"
-        )
+    return 3 * count * size**2 <= share * limit

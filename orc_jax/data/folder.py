@@ -1,6 +1,8 @@
 """Folders of image files: `train/CLASS/…` and `val/CLASS/…`, or Tiny-ImageNet's own layout."""
 
+import itertools
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +21,31 @@ class Files(NamedTuple):
       root: folder that the paths begin at.
       paths: of every image, sorted within a class.
       labels: [N] int32 class indices.
+      size: to which they are decoded; 0: not known yet.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: np.ndarray
+    size: int = 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.size, self.size, 3
+
+    def select(self, rows: np.ndarray) -> "Files":
+        """Those where the mask holds."""
+        paths = tuple(itertools.compress(self.paths, rows))
+        return self._replace(paths=paths, labels=self.labels[rows])
+
+    def checksums(self) -> dict[str, list]:
+        """Name → what tells it from another split: number and CRC-32 of the paths, and labels."""
+        paths = "\n".join(self.paths).encode()
+        return {
+            "files": [len(self.paths), zlib.crc32(paths)],
+            "labels": [len(self.labels), zlib.crc32(self.labels.tobytes())],
+        }
 
 
 class Listing(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from orc_jax.data import Dataset, Images, hold_out
-from orc_jax.data.decode import check_memory, fit
+from orc_jax.data.decode import fit, fits_memory
 from orc_jax.errors import UserError
 
 
@@ -75,7 +75,11 @@ def load(name: str, directory: str | Path, data=None) -> Dataset:
     second = next((split for split in ("test", "validation") if split in splits), None)
     if data and data.size:
         count = sum(builder.info.splits[split].num_examples for split in {"train", second} - {None})
-        check_memory(count, data.size, data.memory)
+        if not fits_memory(count, data.size, data.memory):
+            raise UserError(
+                f"{count} images of {data.size}×{data.size} do not fit data.memory, {data.memory} "
+                "of the device's: choose a smaller data.size, or write them to a folder"
+            )
 
     def read(split) -> Images:
         try:
