@@ -13,7 +13,7 @@ from orc_jax.initial import abstract_state
 
 METHODS = ("ind", "kd", "dml", "kdcl", "one", "cl_ilr", "okddip", "okddip_net", "dcm")
 NAMES = (*METHODS, "switokd", "switokd_2t1s", "switokd_1t2s", "orc", "orc_peers")
-FILES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "folder")
+FILES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder")
 PRESETS = [
     (file, preset)
     for file in FILES
@@ -36,6 +36,8 @@ PARAMETERS = {  # 100 classes, 32×32×3; the first eleven are in the golden fil
     "wrn_16_8": 11_007_540,
     "wrn_16_10": 17_174_324,
     "ResNet34": 21_328_292,
+    "resnet34": 21_335_972,
+    "resnet18": 11_227_812,
     "mobilenet_v2_x1.4": 4_495_076,  # torchvision's count at 200 classes is 179,300 more
 }
 MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "peer"))
@@ -68,7 +70,8 @@ def test_every_preset_is_valid(file, preset):
     "file, preset",
     [("cifar100", name) for name in NAMES]
     + [("cifar10", name) for name in NAMES if name.startswith(("orc", "switokd"))]
-    + [("tiny_imagenet", name) for name in ("switokd", "switokd_small")],
+    + [("tiny_imagenet", name) for name in ("switokd", "switokd_small")]
+    + [("imagenet", "orc")],
 )
 def test_the_real_networks_initialise_and_have_their_parameters(file, preset):
     config = load(file, preset)
@@ -149,6 +152,17 @@ def test_switokds_recipes_on_tiny_imagenet():
         assert shown(config) == (200, 128, 0.01, 0.1, (100, 140, 180), False)
         assert [peer.model for peer in config.peers] == pair
         assert (config.data.pad, config.data.flip, config.data.size) == (4, True, 64)
+
+
+def test_imagenets_recipes():
+    """90 to 120 epochs, ×0.1 at 30, 60 and 90, decay 1e-4, random parts of 224×224."""
+    for preset, epochs, batch in (("orc", 100, 256), ("switokd", 120, 512)):
+        config = load("imagenet", preset)
+        assert shown(config) == (epochs, batch, 0.1, 0.1, (30, 60, 90), False)
+        assert config.optimizer.weight_decay == 1e-4
+        assert [peer.model for peer in config.peers][:2] == ["resnet34", "resnet18"]
+        assert (config.data.size, config.data.eval_resize, config.data.pad) == (224, 256, 0)
+        assert config.data.resized_crop and config.data.flip
 
 
 def test_other_networks_by_name():

@@ -63,7 +63,7 @@ def load(config) -> Dataset:
         from orc_jax.data import cifar
 
         return cifar.load(config.data.name, config.data.dir)
-    if config.data.name in ("folder", "tiny_imagenet"):
+    if config.data.name in ("folder", "tiny_imagenet", "imagenet"):
         from orc_jax.data import decode
 
         return decode.load(config)
@@ -75,7 +75,7 @@ def load(config) -> Dataset:
 
 
 TFDS = "tfds:"  # before the name of any builder of TensorFlow Datasets
-NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "folder")
+NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder")
 
 
 def hold_out(train, share: float, seed: int) -> tuple:

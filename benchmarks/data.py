@@ -1,0 +1,132 @@
+"""What the images cost: `python -m benchmarks.data`.
+
+In memory: a training step with the images as the loop hands them over, over the same step on
+images and order that are already there. Streamed: images a second of the loader alone, over
+those of a PyTorch DataLoader that does the same to the same files with as many workers
+(`pip install -e '.[torch]'`); and the training step again, over the step on a batch that is
+already there.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from PIL import Image
+
+from benchmarks.common import FLAGS, quartiles, settings, show
+from orc_jax.data import stream
+from orc_jax.initial import init_state
+from orc_jax.run import prepare, training_batches
+from orc_jax.step import compile_steps
+
+flags.DEFINE_integer("images", 768, "JPEG files of 500×375.")
+flags.DEFINE_integer("workers", 2, "Processes that decode; 0: threads in this one.")
+
+
+def write_images(root: Path) -> None:
+    """Smooth noise, which compresses as photographs do, in two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(FLAGS.images):
+        path = root / ("val" if i < 16 else "train") / f"class{i % 2}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (47, 63, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def config_of(root: Path, memory: float):
+    """A config on the folder; streamed without memory."""
+    config = settings("ind", FLAGS.peers)
+    config.data.update(name="folder", dir=str(root), size=FLAGS.size, memory=memory)
+    config.data.update(workers=FLAGS.workers, cache=str(root.parent / "cache"), pad=0)
+    config.data.resized_crop = memory == 0
+    config.epochs = 1000
+    return config
+
+
+def steps(config):
+    """(seconds of steps as the loop feeds them, seconds of steps on what is there)."""
+    setup = prepare(config)
+    state = init_state(*setup.state_args(), {})
+    train_step, *_ = compile_steps(config, setup.group, setup.method)
+    following = training_batches(setup, 0)
+    there = next(following)
+    state = train_step(state, *there)
+    jax.block_until_ready(state)
+    fed, bare = [], []
+    # The one compiled step alternates between the two, several steps a time: that is how the
+    # loop runs, with the next images on their way while a step is computed.
+    for _ in range(FLAGS.rounds):
+        for times, batches in ((fed, following), (bare, None)):
+            began = time.perf_counter()
+            for _ in range(8):
+                state = train_step(state, *(next(batches) if batches else there))
+            jax.block_until_ready(state)
+            times.append((time.perf_counter() - began) / 8)
+    return np.array(fed), np.array(bare)
+
+
+def our_rate(config) -> float:
+    """Images a second of the loader alone, once it runs."""
+    setup = prepare(config)
+    loader = stream.training(setup.train_split, 0, FLAGS.batch, config.epochs, 0)
+    return _rate(lambda: next(loader)[0])
+
+
+def torch_rate(root: Path) -> float:
+    """Images a second of a DataLoader that crops, scales and batches the same files."""
+    from torch.utils.data import DataLoader, Dataset
+
+    files = sorted((root / "train").rglob("*.jpg"))
+
+    class Files(Dataset):
+        def __len__(self):
+            return 1000 * len(files)
+
+        def __getitem__(self, i):
+            with Image.open(files[i % len(files)]) as image:
+                # As torchvision does it: decode the whole image, then crop and scale.
+                image, rng = image.convert("RGB"), np.random.default_rng(i)
+            return stream.random_resized_crop(image, FLAGS.size, rng), i % 2
+
+    loader = iter(DataLoader(Files(), FLAGS.batch, shuffle=True, num_workers=FLAGS.workers))
+    return _rate(lambda: next(loader)[0])
+
+
+def _rate(batch, batches=8):
+    for _ in range(4):
+        batch()
+    began = time.perf_counter()
+    for _ in range(batches):
+        batch()
+    return batches * FLAGS.batch / (time.perf_counter() - began)
+
+
+def main(_):
+    """Prints the table."""
+    logging.set_verbosity(logging.WARNING)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "images"
+        write_images(root)
+        for name, memory in (("in memory", 0.5), ("streamed", 0.0)):
+            fed, bare = steps(config_of(root, memory))
+            ms = [f"{1000 * np.median(times):.1f}" for times in (fed, bare)]
+            rows.append((name, *ms, f"{np.median(bare / fed):.3f}", quartiles(bare / fed)))
+        rates = np.array(
+            [(our_rate(config_of(root, 0.0)), torch_rate(root)) for _ in range(FLAGS.rounds)]
+        )
+    ratio = rates[:, 0] / rates[:, 1]
+    show(
+        ("images", "ms a step", "bare step", "throughput ÷ bare", "quartiles"),
+        rows,
+        f"loader alone, {FLAGS.workers} workers: {np.median(rates[:, 0]):.0f} images/s, PyTorch's "
+        f"DataLoader {np.median(rates[:, 1]):.0f}: ratio {np.median(ratio):.2f} "
+        f"({quartiles(ratio)})",
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
