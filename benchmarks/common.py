@@ -83,8 +83,8 @@ def single_step():
     def train(state, data, order):
         variables, opt_state, count = state
         at = order[count % len(order)]
-        moves = batches.draw_augmentation(jax.random.key(count), config, (FLAGS.batch,))
-        images = batches.take(data, at, moves, "zero")
+        changes = batches.draw_augmentation(jax.random.key(count), config.data, (FLAGS.batch,))
+        images = batches.take(data, at, changes, "zero")
 
         def loss(params):
             logits, stats = network.apply(

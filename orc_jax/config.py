@@ -27,20 +27,24 @@ def default(method: str = "orc") -> ConfigDict:
     config.data.pad = 4  # pixels added on each side before the random crop; 0: no crop
     config.data.pad_mode = "zero"
     config.data.flip = True
+    config.data.resized_crop = False  # a random part, scaled, in place of the padded crop
+    config.data.jitter = 0.0  # brightness, contrast and saturation times 1 ± so much
+    config.data.erase = 0.0  # probability that a rectangle becomes the mean colour
     # Of image files: pixels to which they are scaled and cropped (0: they are of one size),
     # what is cut off where there is no second split, "stop" or "skip" at a file that cannot
     # be decoded, where decoded images are kept, and the share of the device's memory that they
-    # may take. Beyond that they are read while training, by threads or so many processes; then
-    # training images can be random parts, and the shorter side of others be scaled to more.
+    # may take. Beyond that they are read while training, by threads or so many processes, and
+    # the shorter side of test images can be scaled to more.
     config.data.size = 0
     config.data.val_share = 0.1
     config.data.on_error = "stop"
     config.data.cache = ""
     config.data.memory = 0.5
     config.data.workers = 0
-    config.data.resized_crop = False
     config.data.eval_resize = 0
-    config.data.class_names = ()  # filled in from the data
+    # Filled in from the data.
+    config.data.class_names = ()
+    config.data.streamed = False
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that are left
@@ -123,6 +127,9 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     for key, least in (("val_share", 1e-9), ("memory", 0)):
         if not least <= config.data[key] < 1:
             raise UserError(f"data.{key} is {config.data[key]}, allowed: between 0 and 1")
+    _at_least(config.data.jitter, 0, "data.jitter")
+    if not 0 <= config.data.erase <= 1:
+        raise UserError(f"data.erase is {config.data.erase}, allowed: 0 to 1")
     if 0 < config.data.eval_resize < config.data.size:
         raise UserError(
             f"data.eval_resize is {config.data.eval_resize}, allowed: data.size, "

@@ -84,14 +84,12 @@ def prepare(config, data: tuple | None = None) -> Setup:
                 f"pixels or more; these are {height}×{width}"
             )
     method = methods.get(config.method.name)
-    streamed = isinstance(dataset.train, Files)
+    streamed = config.data.streamed = isinstance(dataset.train, Files)
     if streamed and method.held_out(config.method):
         raise UserError(
             f"{config.method.name} {config.method.target} keeps images aside, which must fit "
             f"data.memory, {config.data.memory} of the device's"
         )
-    if config.data.resized_crop and not streamed:
-        raise UserError("data.resized_crop is for images that are streamed (data.memory=0)")
     train, held_out = datasets.hold_out(dataset.train, method.held_out(config.method), config.seed)
     steps_per_epoch = len(train.labels) // config.batch_size
     if not steps_per_epoch:

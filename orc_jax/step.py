@@ -46,11 +46,11 @@ def make_train_step(config, group: peers.Group, method: Method):
         positions = order[at]
         labels = data.labels[positions]
         shape = (group.size,) * method.own_augmentation + positions.shape
-        moves = batches.draw_augmentation(augmentation_key, config, shape)
+        changes = batches.draw_augmentation(augmentation_key, config.data, shape)
 
         def images_at(slots):
             """The augmented images in these slots of the batch; every device has them all."""
-            own = jax.tree.map(lambda x: x[..., slots], (positions, moves))
+            own = jax.tree.map(lambda x: x[..., slots], (positions, changes))
             return batches.take(data, *own, config.data.pad_mode)
 
         images = images_at(passes.share(jnp.arange(len(positions)), "data"))

@@ -4,7 +4,6 @@ import sys
 import tarfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, tiny_config
@@ -226,19 +225,6 @@ def test_a_constant_channel_does_no_harm():
         np.testing.assert_allclose(batches.normalise(split, images), 0, atol=1e-5)
 
 
-def test_peers_can_have_crops_of_their_own():
-    """Moves [P, B] give [P, B, ...], each row what its moves alone give."""
-    _, split = split_of()
-    config = ConfigDict({"data": {"pad": 2, "flip": True}})
-    moves = batches.draw_augmentation(jax.random.key(0), config, (3, 10))
-    positions = np.arange(10)
-    together = batches.take(split, positions, moves, "zero")
-    for p in range(3):
-        alone = batches.take(split, positions, jax.tree.map(lambda x, p=p: x[p], moves), "zero")
-        np.testing.assert_array_equal(together[p], alone)
-    assert not np.array_equal(together[0], together[1])
-
-
 def test_held_out_images_are_a_share_of_every_class():
     images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1)
     train = data.Images(images, np.repeat([0, 1, 2], [10, 20, 30]).astype(np.int32))
@@ -248,35 +234,6 @@ def test_held_out_images_are_a_share_of_every_class():
     assert sorted(both) == list(range(60))
     assert np.array_equal(data.hold_out(train, 0.1, seed=0)[1].images, aside.images)
     assert data.hold_out(train, 0.0, seed=0)[1] is None
-
-
-@pytest.mark.parametrize("mode", ["zero", "reflect"])
-def test_crop_and_flip_are_those_of_a_padded_image(mode):
-    images, split = split_of()
-    pad = 2
-    config = ConfigDict({"data": {"pad": pad, "flip": True}})
-    moves = batches.draw_augmentation(jax.random.key(0), config, (10,))
-    assert set(np.array(moves.flip)) == {True, False}
-    assert np.array(moves.top).min() < 0 < np.array(moves.top).max()
-    positions = jnp.arange(10)[::-1]
-    batch = batches.take(split, positions, moves, mode)
-    np_mode = {"zero": "constant", "reflect": "reflect"}[mode]
-    for i, position in enumerate(np.array(positions)):
-        padded = np.pad(images[position], ((pad, pad), (pad, pad), (0, 0)), mode=np_mode)
-        top, left = int(moves.top[i]) + pad, int(moves.left[i]) + pad
-        crop = padded[top : top + 6, left : left + 6]
-        expected = crop[:, ::-1] if moves.flip[i] else crop
-        np.testing.assert_allclose(
-            batch[i], batches.normalise(split, jnp.array(expected)), atol=1e-6
-        )
-
-
-def test_no_augmentation_gives_the_images():
-    _, split = split_of()
-    config = ConfigDict({"data": {"pad": 0, "flip": False}})
-    moves = batches.draw_augmentation(jax.random.key(0), config, (10,))
-    batch = batches.take(split, jnp.arange(10), moves, "zero")
-    np.testing.assert_allclose(batch, batches.evaluation_batch(split, 0, 10)[0], atol=1e-6)
 
 
 @settings(deadline=None, max_examples=15)

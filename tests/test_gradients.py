@@ -21,7 +21,7 @@ def batch_of_the_first_step(setup, config, order):
     augmentation_key, _ = jax.random.split(key)
     own, size = setup.method.own_augmentation, setup.group.size
     shape = (size,) * own + order[0].shape
-    moves = batches.draw_augmentation(augmentation_key, config, shape)
+    moves = batches.draw_augmentation(augmentation_key, config.data, shape)
     images = batches.take(setup.train_split, order[0], moves, config.data.pad_mode)
     if not own:
         images = jnp.broadcast_to(images, (size, *images.shape))

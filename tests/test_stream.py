@@ -218,7 +218,5 @@ def test_what_streaming_cannot_do(root):
     config.method.target = "general"
     with pytest.raises(UserError, match="kdcl general keeps images aside"):
         prepare(config)
-    with pytest.raises(UserError, match=r"resized_crop is for images that are streamed"):
-        prepare(config_of(root, memory=0.5, resized_crop=True))
     with pytest.raises(UserError, match=r"eval_resize is 4, allowed: data.size, 8, or more"):
         prepare(config_of(root, eval_resize=4))

@@ -42,41 +42,82 @@ def epoch_order(key, epoch, num_images: int, batch_size: int) -> Int[Array, "ste
 
 
 class Augmentation(NamedTuple):
-    """How every image of a batch is moved.
+    """How every image of a batch is changed; lengths are shares of the image's height or width.
 
     Attributes:
-      top, left: corner of the crop, in pixels, −pad to pad.
+      top, left: corner of the padded crop, in pixels, −pad to pad.
       flip: bool, mirrored left to right.
+      part: top, left, height and width of the part that is scaled to the whole, or None.
+      jitter: factors of brightness, contrast and saturation, or None.
+      erased: top, left, height and width of what becomes the mean colour, or None.
     """
 
     top: Int[Array, "*P B"]
     left: Int[Array, "*P B"]
     flip: Bool[Array, "*P B"]
+    part: Float[Array, "4 *P B"] | None
+    jitter: Float[Array, "3 *P B"] | None
+    erased: Float[Array, "4 *P B"] | None
 
 
-def draw_augmentation(key, config, shape: tuple[int, ...]) -> Augmentation:
-    """Random crops from padded images and random flips, as `config.data` asks.
+def draw_augmentation(key, data, shape: tuple[int, ...]) -> Augmentation:
+    """Random changes as the settings ask for them.
+
+    A part is 8 to 100 % of an image's area, 3/4 to 4/3 as wide as high (Szegedy et al. 2015);
+    what is erased 2 to 33 %, 0.3 to 3.3 as wide as high (Zhong et al. 2020).
 
     Args:
+      data: `config.data`; images that are streamed come as parts already.
       shape: (B,); (P, B) for other ones for every peer.
     """
     crop_key, flip_key = jax.random.split(key)
-    pad = config.data.pad
-    top, left = jax.random.randint(crop_key, (2, *shape), -pad, pad + 1)
-    flip = jax.random.bernoulli(flip_key, 0.5, shape) & config.data.flip
-    return Augmentation(top, left, flip)
+    part_key, jitter_key, erase_key, whether_key = jax.random.split(jax.random.fold_in(key, 1), 4)
+    top, left = jax.random.randint(crop_key, (2, *shape), -data.pad, data.pad + 1)
+    flip = jax.random.bernoulli(flip_key, 0.5, shape) & data.flip
+    part = jitter = erased = None
+    if data.resized_crop and not data.streamed:
+        part = _rectangle(part_key, shape, (0.08, 1.0), (3 / 4, 4 / 3))
+    if data.jitter:
+        low, high = max(0.0, 1 - data.jitter), 1 + data.jitter
+        jitter = jax.random.uniform(jitter_key, (3, *shape), minval=low, maxval=high)
+    if data.erase:
+        erased = _rectangle(erase_key, shape, (0.02, 0.33), (0.3, 3.3))
+        erased *= jax.random.bernoulli(whether_key, data.erase, shape)
+    return Augmentation(top, left, flip, part, jitter, erased)
 
 
-def take(split: OnDevice, positions: Int[Array, " B"], moves: Augmentation, pad_mode: str):
-    """The images at these positions, moved and normalised: [*P, B, H, W, channels] float32.
+def _rectangle(key, shape, areas, ratios):
+    """Random (top, left, height, width), cut to the image where it would be larger."""
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = jax.random.uniform(area_key, shape, minval=areas[0], maxval=areas[1])
+    low, high = np.log(ratios)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
+    size = jnp.minimum(jnp.stack([jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)]), 1)
+    return jnp.concatenate([jax.random.uniform(place_key, (2, *shape)) * (1 - size), size])
 
-    Padding, crop and flip are index arithmetic, so that each image is read once.
-    """
+
+def take(split: OnDevice, positions: Int[Array, " B"], changes: Augmentation, pad_mode: str):
+    """The images at these positions, changed and normalised: [*P, B, H, W, channels] float32."""
+    if changes.part is None:
+        images = _cropped(split, positions, changes, pad_mode)
+    else:
+        images = _scaled_part(split, positions, changes)
+    if changes.jitter is not None:
+        images = _jittered(images, changes.jitter)
+    images = normalise(split, images)
+    if changes.erased is not None:
+        rows, columns = _inside(images.shape[-3:-1], changes.erased)
+        images = jnp.where((rows[..., :, None] & columns[..., None, :])[..., None], 0, images)
+    return images
+
+
+def _cropped(split, positions, changes, pad_mode):
+    """Padding, crop and flip as index arithmetic, so that each image is read once."""
     _, height, width, _ = split.images.shape
     columns = jnp.arange(width)
-    columns = jnp.where(moves.flip[..., None], width - 1 - columns, columns)
-    columns = columns + moves.left[..., None]
-    rows = jnp.arange(height) + moves.top[..., None]
+    columns = jnp.where(changes.flip[..., None], width - 1 - columns, columns)
+    columns = columns + changes.left[..., None]
+    rows = jnp.arange(height) + changes.top[..., None]
     inside_rows, inside_columns = (
         (at >= 0) & (at < size) for at, size in ((rows, height), (columns, width))
     )
@@ -85,7 +126,55 @@ def take(split: OnDevice, positions: Int[Array, " B"], moves: Augmentation, pad_
     if pad_mode == "zero":
         inside = inside_rows[..., :, None] & inside_columns[..., None, :]
         images = jnp.where(inside[..., None], images, 0)
-    return normalise(split, images)
+    return images
+
+
+def _scaled_part(split, positions, changes):
+    """A part of each image at the size of the whole, bilinear between the centres of pixels."""
+    _, height, width, _ = split.images.shape
+    top, left, part_height, part_width = (x[..., None] for x in changes.part)
+    rows = (top + (jnp.arange(height) + 0.5) / height * part_height) * height - 0.5
+    columns = (jnp.arange(width) + 0.5) / width
+    columns = jnp.where(changes.flip[..., None], 1 - columns, columns)
+    columns = (left + columns * part_width) * width - 0.5
+    images = 0.0
+    for row, row_weight in _neighbours(rows, height):
+        for column, column_weight in _neighbours(columns, width):
+            seen = split.images[positions[:, None, None], row[..., :, None], column[..., None, :]]
+            images += (row_weight[..., :, None] * column_weight[..., None, :])[..., None] * seen
+    return images
+
+
+def _neighbours(at, size):
+    """The two pixels around a place, and how much each of them counts."""
+    below = jnp.floor(at)
+    index = below.astype(jnp.int32)
+    return (
+        (index.clip(0, size - 1), 1 - (at - below)),
+        ((index + 1).clip(0, size - 1), at - below),
+    )
+
+
+def _jittered(images, factors):
+    """Brightness, contrast and saturation, each times its factor, within 0 to 255."""
+    brightness, contrast, saturation = (x[..., None, None, None] for x in factors)
+    channels = images.shape[-1]
+    luma = jnp.array([0.299, 0.587, 0.114]) if channels == 3 else jnp.full(channels, 1 / channels)
+    images = (images * brightness).clip(0, 255)
+    mean = (images @ luma).mean(axis=(-2, -1))[..., None, None, None]
+    images = (mean + (images - mean) * contrast).clip(0, 255)
+    grey = (images @ luma)[..., None]
+    return (grey + (images - grey) * saturation).clip(0, 255)
+
+
+def _inside(size, rectangle):
+    """Which rows [..., H] and which columns [..., W] have their centre in a rectangle."""
+    top, left, height, width = (x[..., None] for x in rectangle)
+    centres = [(jnp.arange(n) + 0.5) / n for n in size]
+    return (
+        (centres[0] >= top) & (centres[0] < top + height),
+        (centres[1] >= left) & (centres[1] < left + width),
+    )
 
 
 def _reflect(at, size):
@@ -95,7 +184,7 @@ def _reflect(at, size):
 
 
 def normalise(split: OnDevice, images):
-    """uint8 → float32 with the training images' mean 0 and deviation 1."""
+    """Pixels of 0 to 255 → float32 with the training images' mean 0 and deviation 1."""
     return (images.astype(jnp.float32) / 255 - split.mean) / split.std
 
 

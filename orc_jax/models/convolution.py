@@ -10,29 +10,30 @@ from jax import lax
 
 
 def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
-    """`lax.conv_general_dilated` that stays a plain convolution per peer under `jax.vmap`.
+    """`lax.conv_general_dilated`, lowered well for a stack of peers under `jax.vmap`.
 
-    vmap would make one grouped convolution of a stack of peers, which XLA runs some ten
-    times slower on a CPU (see benchmarks/step.py). The gradient has a rule of its own,
-    because JAX cannot differentiate through a `custom_vmap`.
+    vmap would make one grouped convolution of a stack, which XLA runs some ten times slower on
+    a CPU (see benchmarks/step.py): here it stays one plain convolution per peer. Depthwise
+    and 1×1 convolutions are no convolutions any more on a CPU, and are mapped as they are.
 
     Args:
       lhs: [B, H, W, channels].
       rhs: [height, width, channels / groups, features].
       strides, padding, kwargs: as `flax.linen.Conv` gives them.
     """
+    if jax.default_backend() == "cpu":
+        if rhs.shape[:2] == (1, 1):
+            return _pointwise(lhs, rhs, strides, kwargs["feature_group_count"])
+        if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[-1]:
+            return _depthwise(lhs, rhs, strides, padding)
 
     def plain(lhs, rhs):
-        if jax.default_backend() == "cpu":
-            if rhs.shape[:2] == (1, 1):
-                return _pointwise(lhs, rhs, strides, kwargs["feature_group_count"])
-            if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[-1]:
-                return _depthwise(lhs, rhs, strides, padding)
         return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
 
     def plain_gradient(lhs, rhs, d_out):
         return jax.vjp(plain, lhs, rhs)[1](d_out)
 
+    # The gradient has a rule of its own: JAX cannot differentiate through a `custom_vmap`.
     convolve = jax.custom_vjp(_one_by_one(plain))
     convolve.defvjp(
         lambda lhs, rhs: (_one_by_one(plain)(lhs, rhs), (lhs, rhs)),
