@@ -50,7 +50,7 @@ def steps(config):
     """(seconds of steps as the loop feeds them, seconds of steps on what is there)."""
     setup = prepare(config)
     state = init_state(*setup.state_args(), {})
-    train_step, *_ = compile_steps(config, setup.group, setup.method)
+    train_step, *_ = compile_steps(setup.config, setup.group, setup.method)
     following = training_batches(setup, 0)
     there = next(following)
     state = train_step(state, *there)

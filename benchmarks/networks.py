@@ -32,6 +32,7 @@ NETWORKS = [
     "ShuffleV1",
     "ShuffleV2",
 ]
+flags.DEFINE_bool("xla", True, "Also time XLA's own convolutions (minutes a network).")
 flags.DEFINE_list("networks", NETWORKS, "One row for each.")
 
 
@@ -40,8 +41,9 @@ def row(name: str) -> tuple[str, ...]:
     FLAGS.network = name
     stack, *rest = compiled_step(settings("ind", FLAGS.peers))
     run = {"single": repeated(*single_step()), "stack": repeated(stack, *rest[:2])}
-    with plain_convolutions():
-        run["plain"] = repeated(*single_step())
+    if FLAGS.xla:
+        with plain_convolutions():
+            run["plain"] = repeated(*single_step())
     seconds = alternate(run)
     ratio = seconds["stack"] / (FLAGS.peers * seconds["single"])
     return (
@@ -50,7 +52,7 @@ def row(name: str) -> tuple[str, ...]:
         f"{1000 * np.median(seconds['stack']) / FLAGS.peers:.1f}",
         f"{np.median(ratio):.3f}",
         quartiles(ratio),
-        f"{np.median(seconds['plain'] / seconds['single']):.1f}",
+        f"{np.median(seconds['plain'] / seconds['single']):.1f}" if FLAGS.xla else "",
     )
 
 

@@ -130,11 +130,6 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     _at_least(config.data.jitter, 0, "data.jitter")
     if not 0 <= config.data.erase <= 1:
         raise UserError(f"data.erase is {config.data.erase}, allowed: 0 to 1")
-    if 0 < config.data.eval_resize < config.data.size:
-        raise UserError(
-            f"data.eval_resize is {config.data.eval_resize}, allowed: data.size, "
-            f"{config.data.size}, or more"
-        )
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
     return _mesh_shape(config, num_devices)
@@ -175,6 +170,10 @@ def _check_peers(config, method, own_data):
 def _two_commands(config, teacher):
     """How to train a frozen teacher, and then with it."""
     main, file = "python -m orc_jax.main", f"configs/{config.data.name}.py"
+    if config.data.name == "folder" or config.data.name.startswith(data.TFDS):
+        main += f" --config.data.name={config.data.name} --config.data.dir={config.data.dir}"
+        main += f" --config.data.size={config.data.size}"
+        file = "configs/folder.py"
     networks = [one.model for one in config.peers]
     place = "" if teacher == 0 else f" --config.method.teacher={teacher}"
     return (

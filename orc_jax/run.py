@@ -1,5 +1,6 @@
 """What a config builds, and the evaluation of it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state
 from orc_jax.state import streams
 from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
+from orc_jax.workdir import fingerprint
 
 
 class Setup(NamedTuple):
@@ -89,6 +91,11 @@ def prepare(config, data: tuple | None = None) -> Setup:
         raise UserError(
             f"{config.method.name} {config.method.target} keeps images aside, which must fit "
             f"data.memory, {config.data.memory} of the device's"
+        )
+    if streamed and config.data.resized_crop and method.own_augmentation:
+        raise UserError(
+            f"every peer of {config.method.name} sees other parts of an image (data.resized_crop): "
+            f"they must fit data.memory, {config.data.memory} of the device's"
         )
     train, held_out = datasets.hold_out(dataset.train, method.held_out(config.method), config.seed)
     steps_per_epoch = len(train.labels) // config.batch_size
@@ -162,8 +169,10 @@ def evaluate(
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.step(which)
         setup = prepare(config, data)
+        if json.loads((Path(workdir) / "data.json").read_text()) != fingerprint(setup.dataset):
+            raise UserError(f"{workdir} was trained on other images or labels than these")
         state = checkpoints.restore(step, abstract_state(*setup.state_args()))
-    _, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
+    _, evaluation_step, _ = compile_steps(setup.config, setup.group, setup.method)
     test = evaluate_split(setup, evaluation_step, state.stacks)
     title = f"{workdir}, {which} checkpoint (step {step})"
     show_table(setup, title, test, state.promotions.tolist(), step)

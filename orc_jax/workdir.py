@@ -28,7 +28,10 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
                 f"{workdir} is not empty and not a work directory: {others[0]} is in it"
             )
         return
-    if found := configs.differences(read_config(workdir), config):
+    found = configs.differences(read_config(workdir), config)
+    # Where and how images are read does not change a result.
+    elsewhere = tuple(f"data.{key}: " for key in ("dir", "cache", "memory", "workers"))
+    if found := [difference for difference in found if not difference.startswith(elsewhere)]:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
             "choose another --workdir, or give the same settings to go on with it"

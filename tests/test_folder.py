@@ -95,6 +95,8 @@ def test_tiny_imagenets_own_layout(tmp_path):
     assert listing.train.paths == ("train/n02/images/n02_0.JPEG", "train/n01/images/n01_0.JPEG")
     assert listing.test.paths == ("val/images/val_1.JPEG", "val/images/val_0.JPEG")
     assert listing.test.labels.tolist() == [0, 1]
+    (root / "wnids.txt").write_text("n02\nn01")  # no end of line
+    assert folder.find(root).class_names == ("n02", "n01")
     (root / "wnids.txt").write_text("n02\nn03\n")
     with pytest.raises(UserError, match="'n01' is not both in wnids"):
         folder.find(root)
@@ -193,6 +195,17 @@ def test_the_cache_is_keyed_by_the_content(root, monkeypatch):
     assert (changed.train.images[1:] == first.train.images[1:]).all()
 
 
+def test_a_cache_that_cannot_be_written_and_one_that_is_damaged(root):
+    (root.parent / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be kept in .*cache: .*--config\.data\.cache=DIR"):
+        data.load(config_of(root, cache=str(root.parent / "file" / "cache")))
+    first = data.load(config_of(root))
+    for file in (root.parent / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    again = data.load(config_of(root))
+    np.testing.assert_array_equal(first.train.images, again.train.images)
+
+
 def break_folder(root, kind):
     if kind == "absent":
         shutil.rmtree(root)
@@ -203,6 +216,12 @@ def break_folder(root, kind):
         (root / "train" / "bird").mkdir()
     elif kind == "class in val alone":
         save(root / "val" / "bird" / "0.png")
+    elif kind == "no train":
+        (root / "train").rename(root / "training")
+    elif kind == "link to itself":
+        (root / "train" / "cat" / "self").symlink_to(root / "train" / "cat" / "self")
+    elif kind == "link to nothing":
+        (root / "train" / "cat" / "9.png").symlink_to(root / "nothing")
     elif kind == "loop":
         (root / "train" / "cat" / "loop").symlink_to(root / "train")
     elif kind == "one image, no val":
@@ -217,6 +236,9 @@ def break_folder(root, kind):
         ("empty", "train has no folders of classes"),
         ("class without images", "bird has no image"),
         ("class in val alone", "val has the class 'bird', which train has not"),
+        ("no train", "has a folder val, but none named train"),
+        ("link to itself", "self cannot be read: Too many levels"),
+        ("link to nothing", "9.png cannot be read: No such file"),
         ("loop", "loop is a symbolic link back to .*train"),
         ("one image, no val", "the class 'bird' has too few images"),
     ],

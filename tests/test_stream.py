@@ -102,7 +102,7 @@ def test_streamed_and_decoded_images_evaluate_to_the_same(root):
         setup = prepare(config)
         assert isinstance(setup.test_split, stream.OnDisk) == (memory == 0)
         state = init_state(*setup.state_args(), {})
-        _, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
+        _, evaluation_step, _ = compile_steps(setup.config, setup.group, setup.method)
         results.append((evaluate_split(setup, evaluation_step, state.stacks), setup))
     (streamed, one), (decoded, other) = results
     np.testing.assert_allclose(one.test_split.mean, other.test_split.mean, rtol=1e-6)
@@ -135,10 +135,23 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_next_image(
     assert orc_jax.evaluate(tmp_path / "stopped") == resumed.metrics["test"]
 
 
+def test_evaluation_is_of_the_images_that_were_trained_on(root, tmp_path):
+    config = config_of(root)
+    config.epochs = 1
+    result = orc_jax.train(config, tmp_path / "run")
+    with pytest.raises(UserError, match="was trained on other images"):
+        copy, _ = copy_with_faults(root, tmp_path)
+        (copy / "train" / "a" / "03.jpg").rename(copy / "train" / "a" / "x.txt")
+        (copy / "train" / "c" / "00.jpg").rename(copy / "train" / "c" / "x.txt")
+        (copy / "val" / "b" / "1.png").rename(copy / "val" / "b" / "x.txt")
+        orc_jax.evaluate(tmp_path / "run", data_dir=str(copy))
+    assert orc_jax.evaluate(tmp_path / "run") == result.metrics["test"]
+
+
 def test_one_compilation_for_all_batches(root, tmp_path):
     config = config_of(root)
     setup = prepare(config)
-    train_step, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
+    train_step, evaluation_step, _ = compile_steps(setup.config, setup.group, setup.method)
     state = init_state(*setup.state_args(), {})
     for split, order in itertools.islice(training_batches(setup, 0), 4):
         with jax.transfer_guard("disallow"):
@@ -189,6 +202,14 @@ def copy_with_faults(root, tmp_path):
     return tmp_path / "images", bad
 
 
+def test_a_jpeg_with_much_behind_its_end_is_whole(root, tmp_path):
+    copy, _ = copy_with_faults(root, tmp_path)
+    file = copy / "train" / "a" / "05.jpg"
+    file.write_bytes(file.read_bytes() + bytes(5000))
+    with pytest.raises(UserError, match=r"^3 of the images"):
+        data.load(config_of(copy))
+
+
 def test_bad_files_are_found_before_the_first_step(root, tmp_path, capsys):
     copy, bad = copy_with_faults(root, tmp_path)
     for _ in range(2):  # looked at, then from the cache
@@ -220,3 +241,7 @@ def test_what_streaming_cannot_do(root):
         prepare(config)
     with pytest.raises(UserError, match=r"eval_resize is 4, allowed: data.size, 8, or more"):
         prepare(config_of(root, eval_resize=4))
+    config = config_of(root, resized_crop=True)
+    config.method = configs.default("kdcl").method
+    with pytest.raises(UserError, match="every peer of kdcl sees other parts of an image"):
+        prepare(config)

@@ -26,7 +26,7 @@ class Images(NamedTuple):
     def checksums(self) -> dict[str, list]:
         """Name → what tells it from another split: shape and CRC-32 of each array."""
         return {
-            name: [list(array.shape), zlib.crc32(array.tobytes())]
+            name: [list(array.shape), zlib.crc32(np.ascontiguousarray(array))]
             for name, array in self._asdict().items()
         }
 
@@ -90,7 +90,7 @@ def hold_out(train, share: float, seed: int) -> tuple:
     aside = np.zeros(len(train.labels), bool)
     for label in np.unique(train.labels):
         members = rng.permutation(np.flatnonzero(train.labels == label))
-        aside[members[: max(1, round(share * len(members)))]] = True
+        aside[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
     return train.select(~aside), train.select(aside)
 
 

@@ -20,7 +20,9 @@ class OnDevice(NamedTuple):
 def scale(images: UInt8[np.ndarray, "N H W channels"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [channels] of pixel/255."""
     channels = images.shape[-1]
-    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
+    counts = np.zeros((channels, 256))
+    for part in np.array_split(images, max(1, len(images) // 1024)):  # bincount takes 8 bytes each
+        counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(channels)]
     levels = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ levels / total
@@ -72,7 +74,8 @@ def draw_augmentation(key, data, shape: tuple[int, ...]) -> Augmentation:
     """
     crop_key, flip_key = jax.random.split(key)
     part_key, jitter_key, erase_key, whether_key = jax.random.split(jax.random.fold_in(key, 1), 4)
-    top, left = jax.random.randint(crop_key, (2, *shape), -data.pad, data.pad + 1)
+    pad = 0 if data.resized_crop else data.pad
+    top, left = jax.random.randint(crop_key, (2, *shape), -pad, pad + 1)
     flip = jax.random.bernoulli(flip_key, 0.5, shape) & data.flip
     part = jitter = erased = None
     if data.resized_crop and not data.streamed:

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import tempfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,6 @@ from orc_jax.errors import UserError
 
 # Part of every cache file's name: to be raised when the same files give other pixels.
 VERSION = 1
-
-
 # What PIL raises for a file that is truncated or no image.
 FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -38,7 +38,13 @@ def load(config) -> Dataset:
     listing = find(data.dir)
     data.size = data.size or _common_size(listing)
     count = sum(len(files.paths) for files in (listing.train, listing.test) if files)
-    take = _decoded if fits_memory(count, data.size, data.memory) else _scanned
+    if 0 < data.eval_resize < data.size:
+        raise UserError(
+            f"data.eval_resize is {data.eval_resize}, allowed: data.size, {data.size}, or more"
+        )
+    # A run that goes on, or is evaluated, on another machine keeps to what it was.
+    fits = not data.streamed if data.class_names else fits_memory(count, data.size, data.memory)
+    take = _decoded if fits else _scanned
     splits, faults = [], []
     with Progress(transient=True) as progress:
         for name, files in (("train", listing.train), ("test", listing.test)):
@@ -46,7 +52,8 @@ def load(config) -> Dataset:
                 splits.append(None)
                 continue
             task = progress.add_task(f"reading {name} images", total=2 * len(files.paths))
-            split, bad = take(files, data, partial(progress.advance, task))
+            resize = data.eval_resize if name == "test" else 0
+            split, bad = take(files, data, resize, partial(progress.advance, task))
             splits.append(split)
             faults += [f"{files.root / files.paths[i]} ({why})" for i, why in bad.items()]
     if faults and data.on_error == "stop":
@@ -62,13 +69,16 @@ def load(config) -> Dataset:
             raise UserError(f"the class {name!r} has too few images to train and validate on")
     if test is None:
         train, test = hold_out(train, data.val_share, seed=0)
+    if not len(test.labels):
+        raise UserError(f"{data.dir} has no image to evaluate on")
     return Dataset(train, test, listing.class_names)
 
 
 def cache_dir(data) -> Path:
     """Where decoded images are kept: `data.cache`, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "orc_jax"
-    return Path(data.cache or default)
+    if data.cache:
+        return Path(data.cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orc_jax"
 
 
 def decode(path: str | Path, size: int, resize: int = 0) -> np.ndarray:
@@ -109,18 +119,18 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decoded(files: Files, data, advance) -> tuple[Images, dict[int, str]]:
+def _decoded(files: Files, data, resize, advance) -> tuple[Images, dict[int, str]]:
     """The images that can be decoded, and index → reason of the others."""
     paths = [files.root / path for path in files.paths]
     with ThreadPoolExecutor() as pool:
-        key = hashlib.sha256(f"{VERSION} {data.size}".encode())
+        key = hashlib.sha256(f"{VERSION} {data.size} {resize}".encode())
         for digest in pool.map(_digest, paths):
             key.update(digest)
             advance()
 
         def everything():
             images, bad = np.empty((len(paths), data.size, data.size, 3), np.uint8), {}
-            decoded = pool.map(partial(_decode_or_reason, size=data.size), paths)
+            decoded = pool.map(partial(_decode_or_reason, size=data.size, resize=resize), paths)
             for i, result in enumerate(decoded):
                 advance()
                 if isinstance(result, str):
@@ -134,12 +144,12 @@ def _decoded(files: Files, data, advance) -> tuple[Images, dict[int, str]]:
     return Images(kept["images"], np.delete(files.labels, list(bad))), bad
 
 
-def _scanned(files: Files, data, advance) -> tuple[Files, dict[int, str]]:
+def _scanned(files: Files, data, _, advance) -> tuple[Files, dict[int, str]]:
     """The files that look whole, and index → reason of the others."""
     paths = [files.root / path for path in files.paths]
     with ThreadPoolExecutor() as pool:
         key = hashlib.sha256(f"{VERSION} scan".encode())
-        for path, status in zip(files.paths, pool.map(Path.stat, paths), strict=True):
+        for path, status in zip(files.paths, pool.map(_status, paths), strict=True):
             key.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
             advance()
 
@@ -160,15 +170,22 @@ def _scanned(files: Files, data, advance) -> tuple[Files, dict[int, str]]:
 def _cached(data, key, make) -> dict[str, np.ndarray]:
     """The arrays of this key, made and kept if they are not there yet."""
     file = cache_dir(data) / f"{key.hexdigest()[:32]}.npz"
-    if file.exists():
+    try:
         with np.load(file) as kept:
             return dict(kept)
-    arrays = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as out:
-        np.savez(out, **arrays)
-    temporary.replace(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = make()  # not there, or damaged
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            new = Path(folder) / file.name
+            np.savez(new, **arrays)
+            new.replace(file)
+    except OSError as error:
+        raise UserError(
+            f"decoded images cannot be kept in {file.parent}: {error.strerror}; "
+            "--config.data.cache=DIR takes another folder"
+        ) from error
     return arrays
 
 
@@ -184,12 +201,23 @@ def _digest(path):
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
 
 
-def _decode_or_reason(path, size):
+def _status(path):
     try:
-        return decode(path, size)
+        return path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, error):
+    return UserError(f"{path} cannot be read: {error.strerror}")
+
+
+def _decode_or_reason(path, size, resize):
+    try:
+        return decode(path, size, resize)
     except FAULTS as error:
         return _reason(path, error)
 
@@ -203,7 +231,7 @@ def _fault(path) -> str:
             elif image.format != "JPEG":
                 image.load()
             elif b"\xff\xd9" not in _end(path):
-                return "truncated: it has no end marker"
+                image.load()  # an end marker may have much behind it
     except FAULTS as error:
         return _reason(path, error)
     return ""
@@ -216,6 +244,9 @@ def _end(path, size=1024):
 
 
 def _reason(path, error):
+    """What is wrong with the image; what is wrong with the disk is not kept."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise _unreadable(path, error) from error
     return " ".join(str(error).replace(repr(str(path)), "it").split())
 
 
@@ -241,7 +272,8 @@ def _common_size(listing: Listing) -> int:
 
 
 def fits_memory(count: int, size: int, share: float) -> bool:
-    """Whether so many RGB images take at most a share of a device's memory."""
+    """Whether so many RGB images take at most a share of a device's, and of this machine's."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = min(stats.get("bytes_limit", host), host)
     return 3 * count * size**2 <= share * limit

@@ -11,6 +11,12 @@ import numpy as np
 
 from orc_jax.errors import UserError
 
+SECOND = (
+    "val",
+    "valid",
+    "validation",
+    "test",
+)  # names of the second split, the first that is there
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -64,7 +70,7 @@ class Listing(NamedTuple):
 def find(directory: str | Path) -> Listing:
     """Lists the images of a folder.
 
-    It has `train/CLASS/…`, with or without `val/CLASS/…` or else `test/CLASS/…`, or
+    It has `train/CLASS/…`, with or without `val/CLASS/…` or `test/CLASS/…`, or
     `CLASS/…` alone; images may lie in folders below that of their class. Tiny-ImageNet's
     layout is known by its `wnids.txt`.
 
@@ -77,9 +83,11 @@ def find(directory: str | Path) -> Listing:
         raise UserError(f"there is no folder {root} (data.dir)")
     if (root / "wnids.txt").is_file():
         return _tiny_imagenet(root)
+    second = next((name for name in SECOND if (root / name).is_dir()), None)
+    if second and not (root / "train").is_dir():
+        raise UserError(f"{root} has a folder {second}, but none named train")
     train = _by_class(root, "train" if (root / "train").is_dir() else ".")
-    second = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-    if not second or not (root / "train").is_dir():
+    if not second:
         names = tuple(train)
         return Listing(_files(root, train, names), None, names)
     test, names = _by_class(root, second), tuple(train)
@@ -98,7 +106,7 @@ def _files(root, by_class, names) -> Files:
 def _by_class(root, split) -> dict[str, list[str]]:
     """Class → its images, each in sorted order."""
     folder = root / split
-    classes = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    classes = sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
     if not classes:
         raise UserError(f"{folder} has no folders of classes")
     found = {}
@@ -119,6 +127,13 @@ def _entries(folder) -> list[os.DirEntry]:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
 
 
+def _is_folder(entry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link to itself
+        raise UserError(f"{entry.path} cannot be read: {error.strerror}") from error
+
+
 def _images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
     """The image files in a folder and those below it."""
     here = Path(folder).resolve()
@@ -126,7 +141,7 @@ def _images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
     if here in above:
         raise UserError(f"{folder} is a symbolic link back to {here}, a folder above it")
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _images_below(entry.path, (*above, here))
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry.path
@@ -152,6 +167,6 @@ def _tiny_imagenet(root) -> Listing:
 
 def _lines(path) -> list[str]:
     try:
-        return path.read_text().split("\n")[:-1] if path.read_text() else []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error

@@ -1,14 +1,13 @@
 """Images that do not fit the memory: read ahead of the step by threads or processes (Grain).
 
-The order is a function of (seed, epoch) and every random crop of (seed, position), so that the
-step is all that a resumed run needs to go on with the very next image.
+The order is a function of (seed, epoch) and every random crop of (seed, epoch, image), so that
+the step is all that a resumed run needs to go on with the very next image.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-import grain
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -18,6 +17,7 @@ from orc_jax.data.folder import Files
 from orc_jax.errors import UserError
 
 NO_LABEL = -1  # of the rows that fill up the last batch of an evaluation
+ORDER, CROP = range(2)  # what random numbers are for
 AHEAD = 4  # batches that are ready before the step asks for them
 
 
@@ -58,7 +58,7 @@ class _Batches:
         positions = epoch_order(self._seed, epoch, len(self._files.labels))
         positions = positions[first : first + self._batch_size]
         images = [
-            _read(self._files, at, self._size, self._crop and (self._seed, epoch, int(at)))
+            _read(self._files, at, self._size, self._crop and (CROP, self._seed, epoch, int(at)))
             for at in positions
         ]
         return np.stack(images), self._files.labels[positions]
@@ -67,7 +67,7 @@ class _Batches:
 @lru_cache(2)
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     """The epoch's permutation of the training images, a function of (seed, epoch)."""
-    return np.random.default_rng((seed, epoch)).permutation(num_images)
+    return np.random.default_rng((ORDER, seed, epoch)).permutation(num_images)
 
 
 class _InOrder:
@@ -101,6 +101,8 @@ def evaluation(split: OnDisk, batch_size: int) -> Iterator:
 
 
 def _ahead(source, data, first: int = 0):
+    import grain  # takes seconds, and most runs need none of it
+
     batches = grain.MapDataset.source(source)[first:]
     if not data.workers:
         options = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)

@@ -72,7 +72,11 @@ def load(name: str, directory: str | Path, data=None) -> Dataset:
         raise UserError(f"{info.parent} cannot be read: {error}") from error
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         raise UserError(f"{name} is no data set of images and labels: it has {', '.join(features)}")
-    second = next((split for split in ("test", "validation") if split in splits), None)
+    if "train" not in splits:
+        raise UserError(f"{name} has no split named train, but {', '.join(splits)}")
+    second = next(
+        (s for s in ("test", "validation") if s in splits and _labelled(builder, s)), None
+    )
     if data and data.size:
         count = sum(builder.info.splits[split].num_examples for split in {"train", second} - {None})
         if not fits_memory(count, data.size, data.memory):
@@ -100,6 +104,14 @@ def load(name: str, directory: str | Path, data=None) -> Dataset:
     if second:
         return Dataset(train, read(second), names)
     return Dataset(*hold_out(train, data.val_share, seed=0), names)
+
+
+def _labelled(builder, split) -> bool:
+    """Whether its first image has a class; ImageNet's test split has none."""
+    try:
+        return builder.as_data_source(split=split)[0]["label"] >= 0
+    except Exception as error:
+        raise UserError(f"{builder.data_dir} cannot be read: {error}") from error
 
 
 def _fitted(image, data):

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from orc_jax.models.layers import avg_pool, conv, dense, global_average_pool
+from orc_jax.models.layers import avg_pool, conv
 from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
+from orc_jax.models.wide_resnet import Head
 
 TORCH_NAMES = [
     (r"^stages_(\d+)\.block\d+\.transition_", lambda m: f"transition{int(m[1]) + 1}."),
@@ -15,7 +16,7 @@ TORCH_NAMES = [
         lambda m: f"denseblock{int(m[1]) + 1}.denselayer{int(m[2]) + 1}.",
     ),
     (r"^stem\.conv\b", "conv0"),
-    (r"^head\.norm\b", "norm_final"),
+    (r"^head\.bn1\b", "norm_final"),
     (r"^head\.fc\b", "classifier"),
     (r"^(?!classifier)", "features."),
 ]
@@ -47,17 +48,6 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         return conv(self.features, 3, name="conv")(x)
-
-
-class Head(nn.Module):
-    num_classes: int
-    norm: Callable
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.relu(self.norm(use_running_average=not train, name="norm")(x))
-        features = global_average_pool(x)
-        return dense(self.num_classes, "fc")(features), features
 
 
 def densenet(depth: int, growth: int, num_classes: int, norm: Callable):
