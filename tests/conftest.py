@@ -105,7 +105,15 @@ TINY = {
 
 
 # The longest files, begun first so that no process is left alone with one at the end.
-LONGEST = ("test_meshes", "test_digits", "test_commands", "test_train", "test_groups", "test_step")
+LONGEST = (
+    "test_meshes",
+    "test_digits",
+    "test_models",
+    "test_commands",
+    "test_train",
+    "test_groups",
+    "test_step",
+)
 
 
 def pytest_collection_modifyitems(items):

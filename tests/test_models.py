@@ -43,7 +43,6 @@ def count(variables):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name != HEADS])
 def test_golden(name):
     case, name = GOLDEN[name], OURS.get(name, name)
@@ -61,7 +60,6 @@ def test_golden(name):
     np.testing.assert_allclose(logits, case["train_logits"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.optimised
 def test_golden_auxiliary_heads_of_mobilenet():
     """Logits of head 1, head 2 and the network's own."""
     case = GOLDEN[HEADS]
