@@ -9,7 +9,7 @@ from orc_jax import recipes
 from orc_jax.recipes import Recipe
 
 DATA = {"name": "folder"}
-# As on CIFAR-100, whose recipes have proved themselves on small images.
+# Our choice, as on CIFAR-100.
 ORC = {"epochs": 240, "data": DATA, "optimizer": {"decay_epochs": (150, 180, 210)}}
 
 RECIPES = {

@@ -182,7 +182,7 @@ def evaluate(
 def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
     """Test metrics of every peer and of the ensemble, each image counted once."""
     sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size)))
-    for split, index in test_batches(setup):
+    for split, index in evaluation_batches(setup):
         sums = evaluation_step(stacks, split, index, sums)
     return metrics.evaluation(jax.device_get(sums))
 
@@ -211,7 +211,7 @@ def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
         yield split, order
 
 
-def test_batches(setup: Setup) -> Iterator[tuple]:
+def evaluation_batches(setup: Setup) -> Iterator[tuple]:
     """(split, index) for the evaluation step: every test image once."""
     split, size = setup.test_split, evaluation_batch_size(setup.config, setup.group)
     if isinstance(split, stream.OnDisk):

@@ -65,10 +65,11 @@ class Stem(nn.Module):
     features: int
     norm: Callable
     stride: int = 1
+    kernel: int = 3
 
     @nn.compact
     def __call__(self, x, train):
-        x = conv(self.features, 3, self.stride, "conv1")(x)
+        x = conv(self.features, self.kernel, self.stride, "conv1")(x)
         return nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
 
 

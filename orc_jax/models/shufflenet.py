@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from orc_jax.models.layers import Head, avg_pool, conv, dense, global_average_pool
 from orc_jax.models.network import Block, Network, auxiliary_heads, stage
+from orc_jax.models.resnet import Stem
 
 GROUPS = 3  # of v1
 STEM = 24  # channels
@@ -68,15 +69,6 @@ class ShuffleBlockV2(Block):
         return shuffle(jnp.concatenate([left, right], axis=-1), 2)
 
 
-class Stem(nn.Module):
-    norm: Callable
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = conv(STEM, 1, name="conv1")(x)
-        return nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
-
-
 class HeadV2(nn.Module):
     """A classifier with a 1×1 convolution before it."""
 
@@ -106,4 +98,4 @@ def _build(block, widths, head, norm):
         stage(block, width, 2, blocks, norm)
         for width, blocks in zip(widths, (4, 8, 4), strict=True)
     ]
-    return Network(Stem(norm), stages, head, auxiliary_heads(stages, head))
+    return Network(Stem(STEM, norm, kernel=1), stages, head, auxiliary_heads(stages, head))
