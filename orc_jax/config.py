@@ -30,6 +30,10 @@ def default(method: str = "orc") -> ConfigDict:
     config.data.resized_crop = False  # a random part, scaled, in place of the padded crop
     config.data.jitter = 0.0  # brightness, contrast and saturation times 1 ± so much
     config.data.erase = 0.0  # probability that a rectangle becomes the mean colour
+    config.data.trivial_augment = False  # one random change of colour or place, of any strength
+    config.data.mixup = 0.0  # α of the Beta distribution of the shares; 0: not mixed
+    config.data.cutmix = 0.0  # the same; with both, one of them for each batch
+    config.data.label_smoothing = 0.0  # ε
     # Of image files: pixels to which they are scaled and cropped (0: they are of one size),
     # what is cut off where there is no second split, "stop" or "skip" at a file that cannot
     # be decoded, where decoded images are kept, and the share of the device's memory that they
@@ -127,9 +131,11 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     for key, least in (("val_share", 1e-9), ("memory", 0)):
         if not least <= config.data[key] < 1:
             raise UserError(f"data.{key} is {config.data[key]}, allowed: between 0 and 1")
-    _at_least(config.data.jitter, 0, "data.jitter")
-    if not 0 <= config.data.erase <= 1:
-        raise UserError(f"data.erase is {config.data.erase}, allowed: 0 to 1")
+    for key in ("jitter", "mixup", "cutmix"):
+        _at_least(config.data[key], 0, f"data.{key}")
+    for key in ("erase", "label_smoothing"):
+        if not 0 <= config.data[key] <= 1:
+            raise UserError(f"data.{key} is {config.data[key]}, allowed: 0 to 1")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
     return _mesh_shape(config, num_devices)

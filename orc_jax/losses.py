@@ -10,8 +10,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 
-def cross_entropy(logits: Float[Array, "*P B C"], labels: Int[Array, " B"]) -> Float[Array, "*P B"]:
-    """Softmax cross-entropy of every image."""
+def cross_entropy(
+    logits: Float[Array, "*P B C"], labels: Int[Array, " B"] | Float[Array, "B C"]
+) -> Float[Array, "*P B"]:
+    """Softmax cross-entropy of every image, with its class or with how much it is of each class."""
+    if labels.ndim == 2:
+        return optax.losses.softmax_cross_entropy(logits, labels)
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 

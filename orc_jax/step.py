@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from orc_jax import losses, optimizers, passes, peers
-from orc_jax.data import batches
+from orc_jax.data import batches, mixing
 from orc_jax.methods.method import Batch, Lesson, Method, Turn
 from orc_jax.state import MethodState, State, streams
 
@@ -39,7 +39,7 @@ def make_train_step(config, group: peers.Group, method: Method):
 
     def step(state: State, data: batches.OnDevice, order) -> State:
         key = jax.random.fold_in(streams(state.seed)[2], state.step)
-        augmentation_key, method_key = jax.random.split(key)
+        augmentation_key, method_key, mixture_key = jax.random.split(key, 3)
 
         # The batch: labels of the whole, images of this device's part.
         at = state.step % len(order)
@@ -47,11 +47,18 @@ def make_train_step(config, group: peers.Group, method: Method):
         labels = data.labels[positions]
         shape = (group.size,) * method.own_augmentation + positions.shape
         changes = batches.draw_augmentation(augmentation_key, config.data, shape)
+        mixture = mixing.draw(mixture_key, config.data, len(positions), data.images.shape[1:3])
 
-        def images_at(slots):
-            """The augmented images in these slots of the batch; every device has them all."""
+        def augmented(slots):
             own = jax.tree.map(lambda x: x[..., slots], (positions, changes))
             return batches.take(data, *own, config.data.pad_mode)
+
+        def images_at(slots):
+            """The images in these slots of the batch; every device has them all."""
+            if mixture is None:
+                return augmented(slots)
+            own = mixture.own[..., None]
+            return own * augmented(slots) + (1 - own) * augmented(mixture.partner[slots])
 
         images = images_at(passes.share(jnp.arange(len(positions)), "data"))
 
@@ -59,8 +66,14 @@ def make_train_step(config, group: peers.Group, method: Method):
         # the whole group and batch.
         done = passes.forward_group(group, state.stacks, images, method.own_augmentation)
         outputs = passes.whole_outputs(group, done)
+        classes = outputs["logits"].shape[-1]
+        labels, soft = mixing.labels_of(labels, mixture, config.data.label_smoothing, classes)
         batch = Batch(
-            labels=labels, memory=state.method.memory, epoch=state.step // len(order), **outputs
+            labels=labels,
+            soft_labels=soft,
+            memory=state.method.memory,
+            epoch=state.step // len(order),
+            **outputs,
         )
 
         # Roles, teachers that learn first, and the loss: the method's own part.

@@ -48,7 +48,7 @@ def test_no_augmentation_gives_the_images():
     np.testing.assert_allclose(batch, batches.evaluation_batch(split, 0, 10)[0], atol=1e-6)
 
 
-ALL = {"resized_crop": True, "flip": True, "jitter": 0.4, "erase": 0.7}
+ALL = {"resized_crop": True, "flip": True, "jitter": 0.4, "erase": 0.7, "trivial_augment": True}
 
 
 @pytest.mark.parametrize("changes", [{"pad": 2, "flip": True}, ALL])

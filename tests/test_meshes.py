@@ -34,6 +34,8 @@ GROUPS = {
     "switokd_2t1s": ("switokd", {"teachers": 2}, THREE, [DATA]),
     "switokd_1t2s": ("switokd", {}, ("pixels_wide", "pixels", "pixels"), [DATA]),
 }
+# Groups that learn from mixed images.
+MIXED = ("orc_networks", "kdcl")
 CASES = [(name, mesh) for name, (*_, meshes) in GROUPS.items() for mesh in meshes]
 
 
@@ -42,6 +44,8 @@ def config_of(name, mesh):
     method, changes, networks, _ = GROUPS[name]
     config = tiny_config(networks, method, **changes)
     config.mesh.data, config.mesh.peer = mesh
+    if name in MIXED:
+        config.data.update(mixup=0.4, cutmix=1.0, label_smoothing=0.1)
     if method == "kd":
         config.peers[0].init_from = "given"  # here the teacher is whatever it was initialised to
     return config

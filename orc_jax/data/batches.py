@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from orc_jax.data import trivial_augment
+from orc_jax.data.trivial_augment import LUMA
+
 
 class OnDevice(NamedTuple):
     """A split with what normalises it: (pixel/255 − mean) / std, per channel."""
@@ -50,6 +53,7 @@ class Augmentation(NamedTuple):
       top, left: corner of the padded crop, in pixels, −pad to pad.
       flip: bool, mirrored left to right.
       part: top, left, height and width of the part that is scaled to the whole, or None.
+      trivial: the one change of TrivialAugment, or None.
       jitter: factors of brightness, contrast and saturation, or None.
       erased: top, left, height and width of what becomes the mean colour, or None.
     """
@@ -58,6 +62,7 @@ class Augmentation(NamedTuple):
     left: Int[Array, "*P B"]
     flip: Bool[Array, "*P B"]
     part: Float[Array, "4 *P B"] | None
+    trivial: trivial_augment.Change | None
     jitter: Float[Array, "3 *P B"] | None
     erased: Float[Array, "4 *P B"] | None
 
@@ -73,20 +78,23 @@ def draw_augmentation(key, data, shape: tuple[int, ...]) -> Augmentation:
       shape: (B,); (P, B) for other ones for every peer.
     """
     crop_key, flip_key = jax.random.split(key)
-    part_key, jitter_key, erase_key, whether_key = jax.random.split(jax.random.fold_in(key, 1), 4)
+    keys = jax.random.split(jax.random.fold_in(key, 1), 5)
+    part_key, jitter_key, erase_key, whether_key, trivial_key = keys
     pad = 0 if data.resized_crop else data.pad
     top, left = jax.random.randint(crop_key, (2, *shape), -pad, pad + 1)
     flip = jax.random.bernoulli(flip_key, 0.5, shape) & data.flip
-    part = jitter = erased = None
+    part = trivial = jitter = erased = None
     if data.resized_crop and not data.streamed:
         part = _rectangle(part_key, shape, (0.08, 1.0), (3 / 4, 4 / 3))
+    if data.trivial_augment:
+        trivial = trivial_augment.draw(trivial_key, shape)
     if data.jitter:
         low, high = max(0.0, 1 - data.jitter), 1 + data.jitter
         jitter = jax.random.uniform(jitter_key, (3, *shape), minval=low, maxval=high)
     if data.erase:
         erased = _rectangle(erase_key, shape, (0.02, 0.33), (0.3, 3.3))
         erased *= jax.random.bernoulli(whether_key, data.erase, shape)
-    return Augmentation(top, left, flip, part, jitter, erased)
+    return Augmentation(top, left, flip, part, trivial, jitter, erased)
 
 
 def _rectangle(key, shape, areas, ratios):
@@ -105,6 +113,8 @@ def take(split: OnDevice, positions: Int[Array, " B"], changes: Augmentation, pa
         images = _cropped(split, positions, changes, pad_mode)
     else:
         images = _scaled_part(split, positions, changes)
+    if changes.trivial is not None:
+        images = trivial_augment.apply(images.astype(jnp.float32), changes.trivial)
     if changes.jitter is not None:
         images = _jittered(images, changes.jitter)
     images = normalise(split, images)
@@ -162,7 +172,7 @@ def _jittered(images, factors):
     """Brightness, contrast and saturation, each times its factor, within 0 to 255."""
     brightness, contrast, saturation = (x[..., None, None, None] for x in factors)
     channels = images.shape[-1]
-    luma = jnp.array([0.299, 0.587, 0.114]) if channels == 3 else jnp.full(channels, 1 / channels)
+    luma = jnp.array(LUMA) if channels == 3 else jnp.full(channels, 1 / channels)
     images = (images * brightness).clip(0, 255)
     mean = (images @ luma).mean(axis=(-2, -1))[..., None, None, None]
     images = (mean + (images - mean) * contrast).clip(0, 255)

@@ -16,12 +16,12 @@ TARGETS = ("naive", "linear", "minlogit", "general")
 
 def loss(config, batch: Batch):
     """CE_p + λ KD_T(z_p, t) with one constant target t."""
-    z, y = batch.logits, batch.labels
+    z, y = batch.logits, batch.targets
     target = jax.lax.stop_gradient(
         {
             "naive": lambda: naive(z, y),
             "linear": lambda: jnp.einsum("p,pbc->bc", linear_weights(z, y), z),
-            "minlogit": lambda: minlogit(z, y),
+            "minlogit": lambda: minlogit(z, batch.labels),
             "general": lambda: jnp.einsum("p,pbc->bc", batch.memory, z),
         }[config.target]()
     )
@@ -31,8 +31,8 @@ def loss(config, batch: Batch):
     }
 
 
-def naive(z: Float[Array, "P B C"], y: Int[Array, " B"]) -> Float[Array, "B C"]:
-    """For each image, the logits of the peer with the lowest cross-entropy."""
+def naive(z: Float[Array, "P B C"], y: Array) -> Float[Array, "B C"]:
+    """For each image, the logits of the peer with the lowest cross-entropy with `Batch.targets`."""
     best = losses.cross_entropy(z, y).argmin(axis=0)
     return jnp.take_along_axis(z, best[None, :, None], axis=0)[0]
 
@@ -43,7 +43,7 @@ def minlogit(z: Float[Array, "P B C"], y: Int[Array, " B"]) -> Float[Array, "B C
     return (z - of_label).min(axis=0)
 
 
-def linear_weights(z: Float[Array, "P B C"], y: Int[Array, " B"], steps: int = 200):
+def linear_weights(z: Float[Array, "P B C"], y: Array, steps: int = 200):
     """The convex combination w [P] of the logits with the lowest cross-entropy on the batch.
 
     Accelerated projected gradient descent on the simplex: the problem is convex, and its

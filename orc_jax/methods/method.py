@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     Attributes:
       logits: z, zero for peers without a pass on the batch.
-      labels: y.
+      labels: y, of the greater part where an image is mixed of two.
       features: of each peer [B, D], what its classifier sees.
       auxiliary: logits of the auxiliary heads (see `Method.auxiliary_heads`).
       trunk: the shared trunk's output, averaged over height and width.
@@ -29,6 +29,8 @@ class Batch(NamedTuple):
       plan: `Turn.plan` of the phase before the loss.
       memory: what `Method.memory` or, since then, `Method.renew` gave.
       epoch: epochs done, a fraction within an epoch counted as zero.
+      soft_labels: how much every image is of each class, if labels are smoothed or images
+        mixed.
     """
 
     logits: Float[Array, "P B C"]
@@ -40,6 +42,12 @@ class Batch(NamedTuple):
     plan: Any = None
     memory: Any = ()
     epoch: Int[Array, ""] | int = 0
+    soft_labels: Float[Array, "B C"] | None = None
+
+    @property
+    def targets(self):
+        """What cross-entropy asks for: the soft labels if there are any, else the labels."""
+        return self.labels if self.soft_labels is None else self.soft_labels
 
 
 class Lesson(NamedTuple):

@@ -1,0 +1,125 @@
+"""TrivialAugment (Müller & Hutter, ICCV 2021, arXiv 2103.10158), its wide space, on the device.
+
+Every image goes through one change of its own, of a strength of its own. The changes are those
+of Pillow, within a level or two; here each of them is made of every image at once, and `kind`
+selects.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LUMA = (0.299, 0.587, 0.114)
+KINDS = (
+    "identity",
+    "brightness",
+    "contrast",
+    "saturation",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+    "rotate",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+LEVELS = 30
+
+
+class Change(NamedTuple):
+    """kind: index in `KINDS`; strength: −1 to 1, of the largest that there is."""
+
+    kind: Int[Array, "*P B"]
+    strength: Float[Array, "*P B"]
+
+
+def draw(key, shape: tuple[int, ...]) -> Change:
+    """A kind, one of 31 strengths and a sign for every image, all equally likely."""
+    kind_key, level_key, sign_key = jax.random.split(key, 3)
+    strength = jax.random.randint(level_key, shape, 0, LEVELS + 1) / LEVELS
+    sign = jnp.where(jax.random.bernoulli(sign_key, 0.5, shape), 1, -1)
+    return Change(jax.random.randint(kind_key, shape, 0, len(KINDS)), sign * strength)
+
+
+def apply(images: Float[Array, "*P B H W channels"], change: Change):
+    """The changed images; both have levels of 0 to 255."""
+    shape = images.shape
+    images = _moved(images.reshape(-1, *shape[-3:]), *(x.reshape(-1) for x in change))
+    kind, strength = (x.reshape(-1, 1, 1, 1) for x in change)
+
+    def where(name, new, old):
+        return jnp.where(kind == KINDS.index(name), new, old)
+
+    grey = images @ jnp.array(LUMA) if shape[-1] == 3 else images[..., 0]
+    grey = grey[..., None]
+    # Four changes are a blend: the image's distance to another one, times 1 ± 0.99.
+    other = where("brightness", 0, images)
+    other = where("contrast", grey.mean(axis=(1, 2, 3), keepdims=True), other)
+    other = where("saturation", grey, other)
+    other = where("sharpness", _smooth(images), other)
+    images = (other + (images - other) * (1 + 0.99 * strength)).clip(0, 255)
+
+    strength = jnp.abs(strength)
+    step = 2 ** jnp.round(6 * strength)
+    images = where("posterize", jnp.floor(images / step) * step, images)
+    threshold = 256 * (1 - strength)
+    images = where("solarize", jnp.where(images < threshold, images, 255 - images), images)
+    low, high = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
+    scaled = (images - low) * 255 / jnp.where(high > low, high - low, 255)
+    images = where("autocontrast", jnp.where(high > low, scaled, images), images)
+    return where("equalize", _equalized(images), images).reshape(shape)
+
+
+def _moved(images, kind, strength):
+    """Rotation, shear and translation: the nearest pixel, black from outside."""
+    _, height, width, _ = images.shape
+
+    def of(name, amount):
+        return jnp.where(kind == KINDS.index(name), amount * strength, 0.0)[:, None, None]
+
+    angle = of("rotate", jnp.deg2rad(135))
+    y, x = jnp.arange(height)[:, None] + 0.5, jnp.arange(width) + 0.5
+    # About the image's centre, in single steps: only one of them is not the identity.
+    y, x = y - height / 2, x - width / 2
+    y, x = y * jnp.cos(angle) - x * jnp.sin(angle), y * jnp.sin(angle) + x * jnp.cos(angle)
+    y, x = y + height / 2, x + width / 2
+    y, x = y + of("shear_y", 0.99) * x, x + of("shear_x", 0.99) * y
+    y, x = y + of("translate_y", 32), x + of("translate_x", 32)
+    rows, columns = jnp.floor(y).astype(int), jnp.floor(x).astype(int)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    at = jnp.arange(len(images))[:, None, None]
+    moved = images[at, rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    return jnp.where(inside[..., None], moved, 0)
+
+
+def _smooth(images):
+    """Pillow's SMOOTH: a pixel five times and its neighbours, over 13; the border as it is."""
+    _, height, width, _ = images.shape
+    if min(height, width) < 3:
+        return images
+    inner = sum(
+        images[:, i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)
+    )
+    inner = (inner + 4 * images[:, 1:-1, 1:-1]) / 13
+    return images.at[:, 1:-1, 1:-1].set(inner)
+
+
+def _equalized(images):
+    """As many pixels of every level, channel by channel, as Pillow counts them."""
+    levels = jnp.round(images).astype(jnp.int32)
+    count, height, width, channels = levels.shape
+    flat = levels.reshape(count, -1, channels).transpose(0, 2, 1)
+    image, channel = jnp.arange(count)[:, None, None], jnp.arange(channels)[:, None]
+    histogram = jnp.zeros((count, channels, 256), jnp.int32).at[image, channel, flat].add(1)
+    brightest = jnp.take_along_axis(histogram, flat.max(axis=-1, keepdims=True), axis=-1)
+    step = (height * width - brightest) // 255
+    below = jnp.cumsum(histogram, axis=-1) - histogram
+    table = (step // 2 + below) // jnp.maximum(step, 1)
+    table = jnp.where(step > 0, table.clip(0, 255), jnp.arange(256))
+    flat = jnp.take_along_axis(table, flat, axis=-1)
+    return flat.transpose(0, 2, 1).reshape(levels.shape).astype(images.dtype)

@@ -1,0 +1,122 @@
+"""Mixed images, smoothed labels, and the methods that learn from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_methods import LABELS, random_logits
+
+from orc_jax import config as configs
+from orc_jax import losses, methods
+from orc_jax.data import mixing
+from orc_jax.methods import switokd
+from orc_jax.methods.method import Batch
+
+SIZE = (12, 8)
+
+
+def draw(seed=0, batch=6, **changes):
+    data = configs.default().data
+    data.update(changes)
+    return mixing.draw(jax.random.key(seed), data, batch, SIZE)
+
+
+def test_nothing_is_mixed_by_default():
+    assert draw() is None
+    labels, soft = mixing.labels_of(LABELS, None, 0.0, 5)
+    assert labels is LABELS and soft is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.floats(0.1, 4))
+def test_mixup_has_one_share_and_every_partner_once(seed, alpha):
+    mixture = draw(seed, mixup=alpha)
+    assert sorted(mixture.partner.tolist()) == list(range(6))
+    assert 0 <= mixture.share <= 1
+    np.testing.assert_array_equal(mixture.own, mixture.own[0, 0])
+
+
+def test_shares_of_mixup_are_those_of_the_beta_distribution():
+    shares = np.array([draw(seed, mixup=0.4).share for seed in range(300)])
+    # Beta(α, α): mean 1/2, variance 1 / (4 (2α + 1)).
+    assert abs(shares.mean() - 0.5) < 0.06
+    assert abs(shares.var() - 1 / (4 * 1.8)) < 0.02
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000))
+def test_cutmix_cuts_one_rectangle_as_large_as_the_partners_share(seed):
+    own = np.array(draw(seed, cutmix=1.0).own)
+    assert set(np.unique(own)) <= {0.0, 1.0}
+    rows, columns = np.flatnonzero((own == 0).any(axis=1)), np.flatnonzero((own == 0).any(axis=0))
+    assert (own == 0).sum() == len(rows) * len(columns)
+    for at in (rows, columns):
+        assert len(at) < 2 or (np.diff(at) == 1).all()
+
+
+def test_with_both_a_batch_is_either():
+    kinds = {set(np.unique(draw(s, mixup=1.0, cutmix=1.0).own)) <= {0, 1} for s in range(20)}
+    assert kinds == {True, False}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.floats(0, 1))
+def test_the_loss_of_mixed_labels_is_the_mixed_loss(seed, smoothing):
+    mixture, z = draw(seed, mixup=1.0), random_logits(seed)
+    labels, soft = mixing.labels_of(LABELS, mixture, smoothing, 5)
+    np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-5)
+    share = float(mixture.share)
+    parts = [
+        losses.cross_entropy(z, optax.smooth_labels(jax.nn.one_hot(y, 5), smoothing))
+        for y in (LABELS, LABELS[mixture.partner])
+    ]
+    expected = share * parts[0] + (1 - share) * parts[1]
+    np.testing.assert_allclose(losses.cross_entropy(z, soft), expected, rtol=1e-4, atol=1e-5)
+    greater = LABELS if share >= 0.5 else LABELS[mixture.partner]
+    np.testing.assert_array_equal(labels, greater)
+
+
+# Besides logits and labels, what the loss of a method reads.
+READS = {
+    "kdcl": {"memory": jnp.full(4, 0.25)},
+    "one": {"own": jnp.ones((6, 4))},
+    "okddip": {"own": (jnp.ones((6, 3, 2)),) * 2},
+    "dcm": {"auxiliary": jnp.stack([random_logits(1), random_logits(2)], axis=2)},
+}
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_every_method_learns_from_soft_labels(name):
+    """One-hot labels give what labels give; others give another loss."""
+    method, config = methods.get(name), methods.defaults(name)
+
+    def total(soft):
+        batch = Batch(random_logits(0), LABELS, soft_labels=soft, **READS.get(name, {}))
+        if method.phase:
+            turn = method.phase(config, batch, jax.random.key(0))
+            batch = batch._replace(plan=turn.plan)
+        return sum(jnp.sum(term) for term in method.loss(config, batch).values())
+
+    one_hot = jax.nn.one_hot(LABELS, 5)
+    np.testing.assert_allclose(total(one_hot), total(None), rtol=1e-5)
+    assert abs(total(optax.smooth_labels(one_hot, 0.5)) - total(None)) > 1e-3
+
+
+def test_switches_and_lessons_read_the_mixed_labels():
+    soft = optax.smooth_labels(jax.nn.one_hot(LABELS, 5), 0.3)
+    z = random_logits(3)
+    found = switokd.switch(z[:1], z[1:], soft)
+    t_label = jnp.abs(jax.nn.softmax(z[:1]) - soft).sum(axis=-1).mean(axis=-1)[:, None]
+    s_label = jnp.abs(jax.nn.softmax(z[1:]) - soft).sum(axis=-1).mean(axis=-1)[None]
+    delta = s_label - jnp.exp(-t_label / (t_label + s_label)) * t_label
+    np.testing.assert_allclose(found.delta, delta, rtol=1e-5)
+
+    config = methods.defaults("orc")
+    config.feedback = "train_only"
+    batch = Batch(z, LABELS, soft_labels=soft)
+    lesson = methods.get("orc").phase(config, batch, jax.random.key(0)).lesson
+    expected = losses.cross_entropy(z[:1], soft).mean(axis=1)
+    np.testing.assert_allclose(lesson.loss(z[:1]), expected, rtol=1e-5)
