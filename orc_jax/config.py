@@ -48,7 +48,7 @@ def default(method: str = "orc") -> ConfigDict:
     config.data.eval_resize = 0
     # Filled in from the data.
     config.data.class_names = ()
-    config.data.streamed = False
+    config.data.streamed = config_dict.placeholder(bool)
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that are left
@@ -126,6 +126,13 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     ):
         _at_least(config[key], least, key)
     _one_of(config.data.on_error, ("stop", "skip"), "data.on_error")
+    if own_data or config.data.name in data.OF_ONE_SIZE:
+        for key in ("size", "eval_resize"):
+            if config.data[key]:
+                raise UserError(
+                    f"data.{key} is {config.data[key]}, allowed: 0, because {config.data.name} "
+                    "has images of one size"
+                )
     for key in ("pad", "size", "workers", "eval_resize"):
         _at_least(config.data[key], 0, f"data.{key}")
     for key, least in (("val_share", 1e-9), ("memory", 0)):

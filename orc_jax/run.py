@@ -14,7 +14,6 @@ from orc_jax import data as datasets
 from orc_jax import display, methods, metrics, models, peers
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.data import batches, stream
-from orc_jax.data.folder import Files
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state
 from orc_jax.state import streams
@@ -49,6 +48,21 @@ class Setup(NamedTuple):
     def on_mesh(self, tree):
         """A copy of host arrays on every device."""
         return jax.device_put(tree, NamedSharding(self.group.mesh, PartitionSpec()))
+
+    def batch_on_mesh(self, split: stream.OnDisk, images, labels) -> batches.OnDevice:
+        """A batch split over the devices, from the rows of it that this process has read."""
+        by_rows = NamedSharding(self.group.mesh, PartitionSpec("data"))
+        rows = jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(by_rows, x), (images, labels)
+        )
+        return batches.OnDevice(*rows, split.mean, split.std)
+
+    def own_rows(self, batch_size: int) -> slice:
+        """The rows of a batch that this process's devices need."""
+        by_rows = NamedSharding(self.group.mesh, PartitionSpec("data"))
+        parts = by_rows.addressable_devices_indices_map((batch_size,)).values()
+        starts, stops, _ = zip(*(rows.indices(batch_size) for (rows,) in parts), strict=True)
+        return slice(min(starts), max(stops))
 
     def state_args(self):
         """The arguments that `init_state` and `abstract_state` share."""
@@ -86,7 +100,7 @@ def prepare(config, data: tuple | None = None) -> Setup:
                 f"pixels or more; these are {height}×{width}"
             )
     method = methods.get(config.method.name)
-    streamed = config.data.streamed = isinstance(dataset.train, Files)
+    streamed = config.data.streamed = not isinstance(dataset.train, datasets.Images)
     if streamed and method.held_out(config.method):
         raise UserError(
             f"{config.method.name} {config.method.target} keeps images aside, which must fit "
@@ -113,10 +127,11 @@ def prepare(config, data: tuple | None = None) -> Setup:
         for peer in stack.peers:
             num_params[peer] = sum(leaf.size for leaf in jax.tree.leaves(params))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    scale = batches.scale(stream.sample(train) if streamed else dataset.train.images)
+    scale = batches.scale(stream.sample(train, config.data) if streamed else dataset.train.images)
     if streamed:
         train_split, test_split = (
-            stream.OnDisk(files, *scale, config.data) for files in (train, dataset.test)
+            stream.OnDisk(files, *jax.device_put(scale, everywhere), config.data)
+            for files in (train, dataset.test)
         )
         held_out_split = None
     else:
@@ -197,9 +212,11 @@ def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
     last, shape = config.epochs * setup.steps_per_epoch, (setup.steps_per_epoch, config.batch_size)
     if isinstance(split, stream.OnDisk):
         order = setup.on_mesh(np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
-        batch = stream.training(split, config.seed, config.batch_size, config.epochs, step)
-        for images, labels in batch:
-            yield setup.on_mesh(batches.OnDevice(images, labels, split.mean, split.std)), order
+        rows = setup.own_rows(config.batch_size)
+        for batch in stream.training(
+            split, config.seed, config.batch_size, config.epochs, step, rows
+        ):
+            yield setup.batch_on_mesh(split, *batch), order
         return
     everywhere = NamedSharding(mesh, PartitionSpec())
     epoch_order = jax.jit(batches.epoch_order, static_argnums=(2, 3), out_shardings=everywhere)
@@ -215,9 +232,8 @@ def evaluation_batches(setup: Setup) -> Iterator[tuple]:
     """(split, index) for the evaluation step: every test image once."""
     split, size = setup.test_split, evaluation_batch_size(setup.config, setup.group)
     if isinstance(split, stream.OnDisk):
-        for images, labels in stream.evaluation(split, size):
-            batch = batches.OnDevice(images, labels, split.mean, split.std)
-            yield setup.on_mesh(batch), setup.on_mesh(np.int32(0))
+        for batch in stream.evaluation(split, size, setup.own_rows(size)):
+            yield setup.batch_on_mesh(split, *batch), setup.on_mesh(np.int32(0))
         return
     for index in range(-(-len(split.labels) // size)):
         yield split, setup.on_mesh(np.int32(index))

@@ -284,26 +284,35 @@ def compile_steps(config, group: peers.Group, method: Method):
     Returns:
       See `make_train_step`, `make_evaluation_step` and `make_prediction_step`.
     """
-    everywhere = PartitionSpec()
+    everywhere, by_rows = PartitionSpec(), PartitionSpec("data")
+    split = everywhere
+    if config.data.streamed:  # a batch, of which every device was handed its rows
+        split = batches.OnDevice(by_rows, by_rows, everywhere, everywhere)
     stacks = tuple(stack.spec for stack in group.stacks)
     state = State(*[everywhere] * 2, stacks, *[everywhere] * 4)
 
     # Replication is by construction (whole arrays come from all_gather and psum), which
     # check_vma cannot follow through all_gather.
     def spmd(step, in_specs, out_specs, **kwargs):
+        def on_whole_batch(first, data, *rest):
+            if config.data.streamed:
+                rows = lax.all_gather((data.images, data.labels), "data", tiled=True)
+                data = batches.OnDevice(*rows, data.mean, data.std)
+            return step(first, data, *rest)
+
         mapped = jax.shard_map(
-            step, mesh=group.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            on_whole_batch, mesh=group.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
         return jax.jit(mapped, **kwargs)
 
     train = make_train_step(config, group, method)
     size = evaluation_batch_size(config, group)
     return (
-        spmd(train, (state, everywhere, everywhere), state, donate_argnums=0),
+        spmd(train, (state, split, everywhere), state, donate_argnums=0),
         spmd(
             make_evaluation_step(group, size),
-            (stacks, everywhere, everywhere, everywhere),
+            (stacks, split, everywhere, everywhere),
             everywhere,
         ),
-        spmd(make_prediction_step(group, size), (stacks, everywhere, everywhere), everywhere),
+        spmd(make_prediction_step(group, size), (stacks, split, everywhere), everywhere),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from orc_jax import display, metrics, networks, peers
-from orc_jax.checkpoint import Checkpoints, has_checkpoint
+from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state, init_state
 from orc_jax.run import evaluate_split, prepare, show_table, training_batches
@@ -59,6 +59,10 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     if data is not None:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
+    if (workdir / "config.json").exists():
+        # On a machine of other memory too, a run goes on as it began.
+        config = config.copy_and_resolve_references()
+        config.data.streamed = read_config(workdir).data.streamed
     setup = prepare(config, data)
     config = setup.config
     check(workdir, config, setup.dataset)

@@ -29,8 +29,10 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
             )
         return
     found = configs.differences(read_config(workdir), config)
-    # Where and how images are read does not change a result.
-    elsewhere = tuple(f"data.{key}: " for key in ("dir", "cache", "memory", "workers"))
+    # Where and how images are read does not change a result, nor what is to be done about files
+    # that are damaged: which ones they are is in the fingerprint.
+    reading = ("dir", "cache", "memory", "workers", "on_error")
+    elsewhere = tuple(f"data.{key}: " for key in reading)
     if found := [difference for difference in found if not difference.startswith(elsewhere)]:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(found)}): "

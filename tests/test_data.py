@@ -1,5 +1,6 @@
 import io
 import pickle
+import shutil
 import sys
 import tarfile
 
@@ -10,10 +11,11 @@ from conftest import ROOT, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from PIL import Image
 
 from orc_jax import config as configs
 from orc_jax import data
-from orc_jax.data import batches, cifar, digits, tfds
+from orc_jax.data import batches, cifar, decode, digits, stream, tfds
 from orc_jax.errors import UserError
 
 
@@ -155,8 +157,15 @@ def test_absent_cifar_says_what_to_do(tmp_path):
         assert part in str(error.value)
 
 
-def test_tfds_reads_array_record_without_tensorflow():
-    dataset = cifar.load("cifar100", ROOT / "tests" / "prepared")
+def prepared_config(tmp_path, name, **changes):
+    config = configs.default()
+    config.data.update(name=name, dir=str(ROOT / "tests" / "prepared"), cache=str(tmp_path))
+    config.data.update(changes)
+    return config
+
+
+def test_tfds_reads_array_record_without_tensorflow(tmp_path):
+    dataset = data.load(prepared_config(tmp_path, "cifar100"))
     assert "tensorflow" not in sys.modules
     assert len(dataset.train.labels) == 100 and len(dataset.test.labels) == 20
     assert dataset.num_classes == 100 and dataset.image_shape == (32, 32, 3)
@@ -165,34 +174,69 @@ def test_tfds_reads_array_record_without_tensorflow():
     assert sorted(dataset.train.labels) == list(range(100))
 
 
-def test_any_builder_of_tfds_by_its_name():
-    config = configs.default()
-    config.data.update(name="tfds:cifar100", dir=str(ROOT / "tests" / "prepared"), size=16)
+def test_any_builder_of_tfds_by_its_name(tmp_path):
+    config = prepared_config(tmp_path, "tfds:cifar100", size=16)
     config.peers = tiny_config().peers
     configs.check(config, 1)
     dataset = data.load(config)
     assert dataset.image_shape == (16, 16, 3) and len(dataset.train.labels) == 100
     np.testing.assert_array_equal(dataset.train.images[:, 3, 4, 1], dataset.train.labels)
-    config.data.memory = 1e-9
-    with pytest.raises(UserError, match=r"120 images of 16×16 do not fit data.memory"):
-        data.load(config)
     config.data.name = "tfds:beans"
     with pytest.raises(UserError, match=r"beans is not in .*tfds build beans"):
         data.load(config)
 
 
+def test_tfds_is_streamed_where_it_does_not_fit(tmp_path):
+    config = prepared_config(tmp_path, "tfds:cifar100", size=32, memory=0.0)
+    dataset = data.load(config)
+    whole = data.load(prepared_config(tmp_path, "tfds:cifar100"))
+    assert whole.train.checksums()["labels"][0] == [100]
+    for workers in (0, 2):
+        config.data.workers = workers
+        split = stream.OnDisk(dataset.train, np.zeros(3), np.ones(3), config.data)
+        images, labels = next(stream.training(split, 1, 10, 1, 3))
+        order = stream.epoch_order(1, 0, 100)[30:40]
+        np.testing.assert_array_equal(images, whole.train.images[order])
+        np.testing.assert_array_equal(labels, whole.train.labels[order])
+    half = dataset.train.select(np.arange(100) % 2 == 0)
+    assert half.name(1).endswith("prepared/cifar100/3.0.2, train, record 2")
+    assert half.checksums() != dataset.train.checksums()
+
+
+def test_grey_images_of_tfds_have_one_channel():
+    png = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(png, "PNG")
+    source = [{"image": png.getvalue()}, {"image": png.getvalue()[:40]}]
+    records = tfds.Records(source, "mnist, train", np.arange(2), np.zeros(2, np.int32), 1, 8)
+    decoded = decode.decode(records.file(0), 8, channels=1)
+    np.testing.assert_array_equal(decoded[..., 0], np.arange(64).reshape(8, 8))
+    settings = configs.default().data
+    split = stream.OnDisk(records, np.zeros(1), np.ones(1), settings)
+    with pytest.raises(UserError, match=r"mnist, train, record 1 cannot be decoded"):
+        list(stream.evaluation(split, 2))
+    settings.on_error = "skip"
+    ((images, labels),) = stream.evaluation(split, 2)
+    assert images.shape == (2, 8, 8, 1) and labels.tolist() == [0, stream.NO_LABEL]
+
+
 def test_tfds_errors(tmp_path, monkeypatch):
+    config = prepared_config(tmp_path, "tfds:cifar100", dir=str(tmp_path))
     info = tmp_path / "cifar100" / "3.0.2" / "dataset_info.json"
     info.parent.mkdir(parents=True)
     info.write_text('{"fileFormat": "tfrecord"}')
     with pytest.raises(UserError, match=r"prepared as tfrecord.*tfds build cifar100"):
-        tfds.load("cifar100", tmp_path)
+        data.load(config)
     info.write_text("{")
     with pytest.raises(UserError, match="corrupt"):
-        tfds.load("cifar100", tmp_path)
+        data.load(config)
+    shutil.copytree(ROOT / "tests/prepared/cifar100/3.0.2", info.parent, dirs_exist_ok=True)
+    (record,) = info.parent.glob("*train.array_record*")
+    record.write_bytes(record.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"3\.0\.2 cannot be read"):
+        data.load(config)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"pip install 'orc-jax\[tfds\]'"):
-        tfds.load("cifar100", ROOT / "tests" / "prepared")
+        data.load(prepared_config(tmp_path, "tfds:cifar100"))
 
 
 def test_unknown_data_set():

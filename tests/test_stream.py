@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_equal, tiny_config
+from conftest import assert_trees_equal, run_command, tiny_config
 from PIL import Image
 from test_folder import picture, save
 
@@ -226,11 +226,78 @@ def test_bad_files_are_found_before_the_first_step(root, tmp_path, capsys):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_is_spoilt_later_is_named(root, tmp_path, workers):
     copy, _ = copy_with_faults(root, tmp_path)
-    split = split_of(copy, on_error="skip", workers=workers)
+    split = split_of(copy, on_error="skip")
+    split.data.update(on_error="stop", workers=workers)
     for name in split.files.paths:
         (copy / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"images/train/./..\.jpg cannot be decoded"):
         next(stream.training(split, 1, 8, 2, 0))
+
+
+def test_in_the_place_of_a_file_that_is_spoilt_later_stands_another(root, tmp_path, capfd):
+    copy, _ = copy_with_faults(root, tmp_path)
+    split = split_of(copy, on_error="skip")
+    before, labels = next(stream.training(split, 1, 8, 2, 0))
+    order = stream.epoch_order(1, 0, len(split.labels))
+    for at in order[[0, 3]]:
+        split.files.file(at).write_bytes(b"")
+    images, replaced = next(stream.training(split, 1, 8, 2, 0))
+    np.testing.assert_array_equal(images[1:3], before[1:3])
+    for row in (0, 3):
+        np.testing.assert_array_equal(images[row], before[1])
+        assert replaced[row] == labels[1]
+    assert f"left out: {split.files.name(order[3])} cannot be decoded" in capfd.readouterr().err
+    for at in order[:8]:
+        split.files.file(at).write_bytes(b"")
+    with pytest.raises(UserError, match="its whole batch are damaged"):
+        next(stream.training(split, 1, 8, 2, 0))
+
+
+def test_processes_of_a_run_read_their_own_rows(root):
+    """Their parts of every batch are together the batch."""
+    split = split_of(root, resized_crop=True)
+    parts = [slice(0, 4), slice(4, 8)]
+    for whole, *own in (
+        [list(stream.training(split, 1, 8, 2, 3, rows)) for rows in (stream.ALL, *parts)],
+        [list(stream.evaluation(split, 8, rows)) for rows in (stream.ALL, *parts)],
+    ):
+        together = [
+            [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
+            for batches in zip(*own, strict=True)
+        ]
+        assert_trees_equal([list(batch) for batch in whole], together)
+
+
+def test_several_devices_learn_from_the_same_batches(root, tmp_path):
+    """Each is handed its own rows; mixed images are of the whole batch."""
+    settings = {"dir": root, "size": 8, "memory": 0, "cache": tmp_path, "mixup": 1.0, "pad": 0}
+    changes = [f"--config.data.{key}={value}" for key, value in settings.items()]
+    for devices, peer in ((1, 1), (8, 2)):
+        run_command(
+            "-m",
+            "orc_jax.main",
+            "--config=configs/folder.py:dml:resnet8,resnet8",
+            f"--workdir={tmp_path}/{devices}",
+            *changes,
+            "--config.epochs=1",
+            "--config.batch_size=16",
+            "--config.eval_batch_size=16",
+            f"--config.mesh.peer={peer}",
+            devices=devices,
+            env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        )
+    one, eight = (metrics.read(tmp_path / devices)[0] for devices in ("1", "8"))
+    np.testing.assert_allclose(one["train"]["loss"], eight["train"]["loss"], rtol=1e-3)
+    np.testing.assert_allclose(one["test"]["loss"], eight["test"]["loss"], rtol=1e-3)
+
+
+def test_a_run_goes_on_as_it_began_on_a_machine_of_other_memory(root, tmp_path):
+    config = config_of(root)
+    config.epochs = 1
+    first = orc_jax.train(config, tmp_path / "run")
+    config.data.memory = 0.5
+    again = orc_jax.train(config, tmp_path / "run")
+    assert_trees_equal(jax.device_get(again.state), jax.device_get(first.state))
 
 
 def test_what_streaming_cannot_do(root):

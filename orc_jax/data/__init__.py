@@ -32,7 +32,8 @@ class Images(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A train and a test split of one set of classes: `Images`, or `folder.Files`."""
+    """A train and a test split of one set of classes: `Images`, or encoded ones (`folder.Files`,
+    `tfds.Records`)."""
 
     train: Any
     test: Any
@@ -60,22 +61,27 @@ def load(config) -> Dataset:
 
         return digits.load()
     if config.data.name in ("cifar10", "cifar100"):
-        from orc_jax.data import cifar
+        from orc_jax.data import cifar, decode, tfds
 
-        return cifar.load(config.data.name, config.data.dir)
+        name, directory = config.data.name, config.data.dir
+        if cifar.is_there(name, directory) or not tfds.is_prepared(name, directory):
+            return cifar.load(name, directory)
+        # A copy: the images' size is no setting here.
+        return decode.load(config.copy_and_resolve_references(), tfds.find(name, config.data))
     if config.data.name in ("folder", "tiny_imagenet", "imagenet"):
-        from orc_jax.data import decode
+        from orc_jax.data import decode, folder
 
-        return decode.load(config)
+        return decode.load(config, folder.find(config.data.dir))
     if config.data.name.startswith(TFDS):
-        from orc_jax.data import tfds
+        from orc_jax.data import decode, tfds
 
-        return tfds.load(config.data.name.removeprefix(TFDS), config.data.dir, config.data)
+        return decode.load(config, tfds.find(config.data.name.removeprefix(TFDS), config.data))
     raise unknown("data set", config.data.name, NAMES)
 
 
 TFDS = "tfds:"  # before the name of any builder of TensorFlow Datasets
-NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder")
+OF_ONE_SIZE = ("digits", "cifar10", "cifar100")
+NAMES = (*OF_ONE_SIZE, "tiny_imagenet", "imagenet", "folder")
 
 
 def hold_out(train, share: float, seed: int) -> tuple:

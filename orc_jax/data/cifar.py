@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: from their original archives, or from TensorFlow Datasets."""
+"""CIFAR-10 and CIFAR-100 from their original archives."""
 
 import io
 import pickle
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orc_jax.data import Dataset, Images
+from orc_jax.data.tfds import prepare_command
 from orc_jax.errors import UserError
 
 
@@ -65,29 +66,31 @@ _PICKLED = {
 def load(name: str, directory: str | Path) -> Dataset:
     """Reads CIFAR from `directory`.
 
-    Looks there for an original archive, unpacked or as .tar.gz, in python or binary form,
-    then for TensorFlow Datasets' array_record form.
+    Looks there for an original archive, unpacked or as .tar.gz, in python or binary form.
 
     Raises:
       UserError: nothing is there, or a file is truncated or corrupt.
     """
-    directory = Path(directory)
-    for form in _FORMS[name]:
-        folder, archive = directory / form.folder, directory / f"{form.archive}.tar.gz"
+    for form, folder, archive in _places(name, directory):
         if folder.is_dir():
             return _read_form(name, form, folder, _folder_reader(folder))
         if archive.is_file():
             return _read_form(name, form, archive, _archive_reader(archive, form.folder))
-    # Imported here: TFDS takes seconds to import and is optional.
-    from orc_jax.data import tfds
-
-    if tfds.is_prepared(name, directory):
-        return tfds.load(name, directory)
     forms = " or ".join(f"{form.archive}.tar.gz" for form in _FORMS[name])
     raise UserError(
         f"{name} is not in {directory}: put {forms} there (data.dir names the folder), or "
-        f"prepare it with TensorFlow Datasets: {tfds.prepare_command(name, directory)}"
+        f"prepare it with TensorFlow Datasets: {prepare_command(name, directory)}"
     )
+
+
+def is_there(name: str, directory: str | Path) -> bool:
+    """Whether `directory` has an original archive."""
+    return any(a.is_dir() or b.is_file() for _, a, b in _places(name, directory))
+
+
+def _places(name, directory):
+    for form in _FORMS[name]:
+        yield form, Path(directory) / form.folder, Path(directory) / f"{form.archive}.tar.gz"
 
 
 def _read_form(name, form, source, read) -> Dataset:

@@ -1,12 +1,11 @@
-"""Image files → uint8 arrays of one size: decoded once and kept, or looked at and left."""
+"""Encoded images → uint8 arrays of one size: decoded once and kept, or looked at and left."""
 
 import hashlib
 import os
-import tempfile
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import jax
 import numpy as np
@@ -14,7 +13,8 @@ from PIL import Image
 from rich.progress import Progress
 
 from orc_jax.data import Dataset, Images, hold_out
-from orc_jax.data.folder import Files, Listing, find
+from orc_jax.data.cache import cached
+from orc_jax.data.folder import Files, Listing
 from orc_jax.errors import UserError
 
 # Part of every cache file's name: to be raised when the same files give other pixels.
@@ -23,39 +23,39 @@ VERSION = 1
 FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-def load(config) -> Dataset:
-    """The folder of images `config.data.dir`, at `config.data.size` (filled in if it is 0).
+def load(config, listing: Listing) -> Dataset:
+    """The images of a listing, at `config.data.size` (filled in if it is 0).
 
-    Decoded if all of them fit `config.data.memory`; else they stay files, which are looked
-    at in passing. Without a second split, `config.data.val_share` of every class is cut off the
-    training images, the same ones in every run.
+    Decoded if all of them fit `config.data.memory`; else they stay as they are, and files are
+    looked at in passing. Without a second split, `config.data.val_share` of every class is cut
+    off the training images, the same ones in every run.
 
     Raises:
-      UserError: see `folder.find`; a file cannot be decoded (unless `config.data.on_error` is
-        "skip"), or the sizes differ and none is given.
+      UserError: an image cannot be decoded (unless `config.data.on_error` is "skip"), the sizes
+        differ and none is given, or too few are left.
     """
     data = config.data
-    listing = find(data.dir)
-    data.size = data.size or _common_size(listing)
-    count = sum(len(files.paths) for files in (listing.train, listing.test) if files)
+    data.size = data.size or listing.train.size or _common_size(listing)
+    splits = [files for files in (listing.train, listing.test) if files]
+    pixels = sum(len(files.labels) * files.channels for files in splits) * data.size**2
     if 0 < data.eval_resize < data.size:
         raise UserError(
             f"data.eval_resize is {data.eval_resize}, allowed: data.size, {data.size}, or more"
         )
     # A run that goes on, or is evaluated, on another machine keeps to what it was.
-    fits = not data.streamed if data.class_names else fits_memory(count, data.size, data.memory)
-    take = _decoded if fits else _scanned
+    fits = fits_memory(pixels, data.memory) if data.streamed is None else not data.streamed
+    take = _decoded if fits else _looked_at
     splits, faults = [], []
     with Progress(transient=True) as progress:
         for name, files in (("train", listing.train), ("test", listing.test)):
             if files is None:
                 splits.append(None)
                 continue
-            task = progress.add_task(f"reading {name} images", total=2 * len(files.paths))
+            task = progress.add_task(f"reading {name} images", total=2 * len(files.labels))
             resize = data.eval_resize if name == "test" else 0
             split, bad = take(files, data, resize, partial(progress.advance, task))
             splits.append(split)
-            faults += [f"{files.root / files.paths[i]} ({why})" for i, why in bad.items()]
+            faults += [f"{files.name(i)} ({why})" for i, why in bad.items()]
     if faults and data.on_error == "stop":
         raise UserError(
             f"{len(faults)} of the images cannot be decoded (--config.data.on_error=skip leaves "
@@ -74,28 +74,27 @@ def load(config) -> Dataset:
     return Dataset(train, test, listing.class_names)
 
 
-def cache_dir(data) -> Path:
-    """Where decoded images are kept: `data.cache`, else the user's cache folder."""
-    if data.cache:
-        return Path(data.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orc_jax"
-
-
-def decode(path: str | Path, size: int, resize: int = 0) -> np.ndarray:
-    """An image file as uint8 [size, size, 3], its shorter side scaled to size, its centre.
+def decode(file: str | Path | IO, size: int, resize: int = 0, channels: int = 3) -> np.ndarray:
+    """The centre of an encoded image, scaled to size: uint8 [size, size, channels].
 
     Grey, palette and 16-bit images become RGB; an alpha channel is dropped.
 
     Args:
+      channels: 3, or 1 for grey.
       resize: what the shorter side is scaled to instead, at least size.
 
     Raises:
       Exception: one of `FAULTS`.
     """
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         # Lets JPEG skip resolution that is not needed.
         image.draft("RGB", (max(size, resize),) * 2)
-        return np.asarray(fit(rgb(image), size, resize))
+        return as_array(fit(rgb(image), size, resize), channels)
+
+
+def as_array(image: Image.Image, channels: int) -> np.ndarray:
+    """An image in RGB as uint8 [height, width, channels]."""
+    return np.asarray(image) if channels == 3 else np.asarray(image.convert("L"))[..., None]
 
 
 def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
@@ -119,33 +118,35 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decoded(files: Files, data, resize, advance) -> tuple[Images, dict[int, str]]:
+def _decoded(files, data, resize, advance) -> tuple[Images, dict[int, str]]:
     """The images that can be decoded, and index → reason of the others."""
-    paths = [files.root / path for path in files.paths]
+    count, channels = len(files.labels), files.channels
     with ThreadPoolExecutor() as pool:
-        key = hashlib.sha256(f"{VERSION} {data.size} {resize}".encode())
-        for digest in pool.map(_digest, paths):
+        key = hashlib.sha256(f"{VERSION} {data.size} {resize} {channels}".encode())
+        for digest in pool.map(partial(_digest, files), range(count)):
             key.update(digest)
             advance()
 
         def everything():
-            images, bad = np.empty((len(paths), data.size, data.size, 3), np.uint8), {}
-            decoded = pool.map(partial(_decode_or_reason, size=data.size, resize=resize), paths)
-            for i, result in enumerate(decoded):
+            images, bad = np.empty((count, data.size, data.size, channels), np.uint8), {}
+            decode_one = partial(_decode_or_reason, files, size=data.size, resize=resize)
+            for i, result in enumerate(pool.map(decode_one, range(count))):
                 advance()
                 if isinstance(result, str):
                     bad[i] = result
                 else:
                     images[i - len(bad)] = result
-            return {"images": images[: len(paths) - len(bad)]} | _as_arrays(bad)
+            return {"images": images[: count - len(bad)]} | _as_arrays(bad)
 
-        kept = _cached(data, key, everything)
+        kept = cached(data, key.hexdigest(), everything)
     bad = _from_arrays(kept)
     return Images(kept["images"], np.delete(files.labels, list(bad))), bad
 
 
-def _scanned(files: Files, data, _, advance) -> tuple[Files, dict[int, str]]:
-    """The files that look whole, and index → reason of the others."""
+def _looked_at(files, data, _, advance) -> tuple:
+    """The files that look whole, and index → reason of the others; TFDS's records as they are."""
+    if not isinstance(files, Files):
+        return files._replace(size=data.size), {}
     paths = [files.root / path for path in files.paths]
     with ThreadPoolExecutor() as pool:
         key = hashlib.sha256(f"{VERSION} scan".encode())
@@ -161,32 +162,10 @@ def _scanned(files: Files, data, _, advance) -> tuple[Files, dict[int, str]]:
                     bad[i] = reason
             return _as_arrays(bad)
 
-        bad = _from_arrays(_cached(data, key, everything))
+        bad = _from_arrays(cached(data, key.hexdigest(), everything))
     whole = np.ones(len(paths), bool)
     whole[list(bad)] = False
     return files.select(whole)._replace(size=data.size), bad
-
-
-def _cached(data, key, make) -> dict[str, np.ndarray]:
-    """The arrays of this key, made and kept if they are not there yet."""
-    file = cache_dir(data) / f"{key.hexdigest()[:32]}.npz"
-    try:
-        with np.load(file) as kept:
-            return dict(kept)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        arrays = make()  # not there, or damaged
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            new = Path(folder) / file.name
-            np.savez(new, **arrays)
-            new.replace(file)
-    except OSError as error:
-        raise UserError(
-            f"decoded images cannot be kept in {file.parent}: {error.strerror}; "
-            "--config.data.cache=DIR takes another folder"
-        ) from error
-    return arrays
 
 
 def _as_arrays(bad: dict[int, str]) -> dict[str, np.ndarray]:
@@ -197,11 +176,14 @@ def _from_arrays(arrays) -> dict[int, str]:
     return dict(zip(arrays["bad"].tolist(), arrays["why"].tolist(), strict=True))
 
 
-def _digest(path):
+def _digest(files, i):
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
+        file = files.file(i)
+        content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        # A damaged record is reported when it is decoded; a disk is not.
+        content = _reason(files.name(i), error).encode()
+    return hashlib.sha256(content).digest()
 
 
 def _status(path):
@@ -215,11 +197,11 @@ def _unreadable(path, error):
     return UserError(f"{path} cannot be read: {error.strerror}")
 
 
-def _decode_or_reason(path, size, resize):
+def _decode_or_reason(files, i, size, resize):
     try:
-        return decode(path, size, resize)
+        return decode(files.file(i), size, resize, files.channels)
     except FAULTS as error:
-        return _reason(path, error)
+        return _reason(files.name(i), error)
 
 
 def _fault(path) -> str:
@@ -254,10 +236,10 @@ def _common_size(listing: Listing) -> int:
     """The size of all images, if they are equal squares."""
     sizes: dict = {}
     for files in filter(None, (listing.train, listing.test)):
-        for path in files.paths:
+        for i in range(len(files.labels)):
             try:
-                with Image.open(files.root / path) as image:
-                    sizes.setdefault(image.size, path)
+                with Image.open(files.file(i)) as image:
+                    sizes.setdefault(image.size, files.name(i))
             except FAULTS:
                 continue  # reported with the others when all are decoded
             if len(sizes) > 1 or image.size[0] != image.size[1]:
@@ -267,13 +249,13 @@ def _common_size(listing: Listing) -> int:
                     "--config.data.size=64"
                 )
     if not sizes:
-        raise UserError(f"{listing.train.root}: no image can be decoded")
+        raise UserError(f"no image can be decoded, {listing.train.name(0)} neither")
     return next(iter(sizes))[0]
 
 
-def fits_memory(count: int, size: int, share: float) -> bool:
-    """Whether so many RGB images take at most a share of a device's, and of this machine's."""
+def fits_memory(size: int, share: float) -> bool:
+    """Whether so many bytes are at most a share of a device's memory, and of this machine's."""
     stats = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = min(stats.get("bytes_limit", host), host)
-    return 3 * count * size**2 <= share * limit
+    return size <= share * limit

@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,17 +28,27 @@ class Files(NamedTuple):
       paths: of every image, sorted within a class.
       labels: [N] int32 class indices.
       size: to which they are decoded; 0: not known yet.
+      channels: 3, RGB.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: np.ndarray
     size: int = 0
+    channels: int = 3
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
-        return self.size, self.size, 3
+        return self.size, self.size, self.channels
+
+    def file(self, i: int) -> Path:
+        """The i-th image."""
+        return self.root / self.paths[i]
+
+    def name(self, i: int) -> str:
+        """What to call the i-th image."""
+        return str(self.file(i))
 
     def select(self, rows: np.ndarray) -> "Files":
         """Those where the mask holds."""
@@ -55,15 +65,15 @@ class Files(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The image files of a data set; nothing of them is read yet.
+    """The encoded images of a data set.
 
     Attributes:
-      train, test: the splits; `test` is None if the folder has no second one.
+      train, test: the splits, `Files` or `tfds.Records`; `test` is None if there is no second.
       class_names: in the order of their indices.
     """
 
-    train: Files
-    test: Files | None
+    train: Any
+    test: Any
     class_names: tuple[str, ...]
 
 

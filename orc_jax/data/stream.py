@@ -4,33 +4,34 @@ The order is a function of (seed, epoch) and every random crop of (seed, epoch, 
 the step is all that a resumed run needs to go on with the very next image.
 """
 
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 from PIL import Image
 
 from orc_jax.data import decode
-from orc_jax.data.folder import Files
 from orc_jax.errors import UserError
 
 NO_LABEL = -1  # of the rows that fill up the last batch of an evaluation
 ORDER, CROP = range(2)  # what random numbers are for
+ALL = slice(None)
 AHEAD = 4  # batches that are ready before the step asks for them
 
 
 class OnDisk(NamedTuple):
-    """A split with what normalises it, as `batches.OnDevice`, whose images are still files.
+    """A split with what normalises it, as `batches.OnDevice`, whose images are still encoded.
 
     Attributes:
-      files: the images.
+      files: the images, `folder.Files` or `tfds.Records`.
       mean, std: [channels], of pixel/255.
       data: `config.data`.
     """
 
-    files: Files
+    files: Any
     mean: np.ndarray
     std: np.ndarray
     data: object
@@ -43,10 +44,10 @@ class OnDisk(NamedTuple):
 class _Batches:
     """Grain's source of a training's batches: batch i of all epochs, by its number."""
 
-    def __init__(self, files: Files, data, seed: int, batch_size: int, num_epochs: int):
-        self._files, self._seed, self._batch_size = files, seed, batch_size
-        self._size, self._crop = files.size, data.resized_crop
-        self._steps = len(files.labels) // batch_size
+    def __init__(self, split: OnDisk, seed: int, batch_size: int, num_epochs: int, rows: slice):
+        self._files, self._data, self._rows = split.files, split.data, rows
+        self._seed, self._batch_size = seed, batch_size
+        self._steps = len(split.labels) // batch_size
         self._num_epochs = num_epochs
 
     def __len__(self):
@@ -56,12 +57,18 @@ class _Batches:
         epoch, step = divmod(i, self._steps)
         first = step * self._batch_size
         positions = epoch_order(self._seed, epoch, len(self._files.labels))
-        positions = positions[first : first + self._batch_size]
+        positions = positions[first : first + self._batch_size][self._rows]
+        crop = self._data.resized_crop
         images = [
-            _read(self._files, at, self._size, self._crop and (CROP, self._seed, epoch, int(at)))
+            _read(self._files, self._data, at, crop and (CROP, self._seed, epoch, int(at)))
             for at in positions
         ]
-        return np.stack(images), self._files.labels[positions]
+        whole = [row for row, image in enumerate(images) if image is not None]
+        if not whole:
+            raise UserError(f"{self._files.name(positions[0])} and its whole batch are damaged")
+        # In the place of an image that cannot be decoded stands another one of the batch.
+        rows = [row if image is not None else whole[0] for row, image in enumerate(images)]
+        return np.stack([images[row] for row in rows]), self._files.labels[positions[rows]]
 
 
 @lru_cache(2)
@@ -73,31 +80,40 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
 class _InOrder:
     """Grain's source of an evaluation's batches; the last one is filled up."""
 
-    def __init__(self, files: Files, data, batch_size: int):
-        self._files, self._batch_size = files, batch_size
-        self._size, self._resize = files.size, data.eval_resize
+    def __init__(self, split: OnDisk, batch_size: int, rows: slice):
+        self._files, self._data, self._rows = split.files, split.data, rows
+        self._batch_size = batch_size
 
     def __len__(self):
         return -(-len(self._files.labels) // self._batch_size)
 
     def __getitem__(self, i):
-        positions = np.arange(i * self._batch_size, (i + 1) * self._batch_size)
-        inside = positions < len(self._files.labels)
-        positions = positions.clip(max=len(self._files.labels) - 1)
-        images = np.zeros((self._batch_size, self._size, self._size, 3), np.uint8)
-        for row in np.flatnonzero(inside):
-            images[row] = _read(self._files, positions[row], self._size, resize=self._resize)
-        return images, np.where(inside, self._files.labels[positions], NO_LABEL)
+        positions = np.arange(i * self._batch_size, (i + 1) * self._batch_size)[self._rows]
+        images = np.zeros((len(positions), *self._files.image_shape), np.uint8)
+        labels = np.full(len(positions), NO_LABEL, np.int32)
+        for row, at in enumerate(positions):
+            if at >= len(self._files.labels):
+                break
+            image = _read(self._files, self._data, at, resize=self._data.eval_resize)
+            if image is not None:
+                images[row], labels[row] = image, self._files.labels[at]
+        return images, labels
 
 
-def training(split: OnDisk, seed: int, batch_size: int, num_epochs: int, step: int) -> Iterator:
-    """(images [B, size, size, 3] uint8, labels [B]) of every step from this one on."""
-    return _ahead(_Batches(split.files, split.data, seed, batch_size, num_epochs), split.data, step)
+def training(
+    split: OnDisk, seed: int, batch_size: int, num_epochs: int, step: int, rows: slice = ALL
+) -> Iterator:
+    """(images [B, H, W, channels] uint8, labels [B]) of every step from this one on.
+
+    Args:
+      rows: of the batch that this process needs; the others it does not read.
+    """
+    return _ahead(_Batches(split, seed, batch_size, num_epochs, rows), split.data, step)
 
 
-def evaluation(split: OnDisk, batch_size: int) -> Iterator:
-    """The same of a split in order; rows of the last batch that do not count have `NO_LABEL`."""
-    return _ahead(_InOrder(split.files, split.data, batch_size), split.data)
+def evaluation(split: OnDisk, batch_size: int, rows: slice = ALL) -> Iterator:
+    """The same of a split in order; rows that do not count have `NO_LABEL`."""
+    return _ahead(_InOrder(split, batch_size, rows), split.data)
 
 
 def _ahead(source, data, first: int = 0):
@@ -114,24 +130,30 @@ def _ahead(source, data, first: int = 0):
     return iter(one.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers)))
 
 
-def _read(files: Files, at: int, size: int, crop_seed=None, resize: int = 0) -> np.ndarray:
-    path = files.root / files.paths[at]
+def _read(files, data, at: int, crop_seed=None, resize: int = 0) -> np.ndarray | None:
+    """One image; None if it cannot be decoded and such images are to be left out."""
     try:
         if crop_seed:
-            with Image.open(path) as image:
-                return random_resized_crop(image, size, np.random.default_rng(crop_seed))
-        return decode.decode(path, size, resize)
+            with Image.open(files.file(at)) as image:
+                rng = np.random.default_rng(crop_seed)
+                return random_resized_crop(image, files.size, rng, files.channels)
+        return decode.decode(files.file(at), files.size, resize, files.channels)
     except decode.FAULTS as error:
-        raise UserError(f"{path} cannot be decoded: {error}") from error
+        fault = f"{files.name(at)} cannot be decoded: {error}"
+        if data.on_error == "stop":
+            raise UserError(f"{fault} (--config.data.on_error=skip leaves it out)") from error
+        print(f"left out: {fault}", file=sys.stderr, flush=True)
+        return None
 
 
-def sample(files: Files, count: int = 512) -> np.ndarray:
-    """Some images [n, size, size, 3], the same ones every time: for their mean and deviation."""
+def sample(files, data, count: int = 512) -> np.ndarray:
+    """Some images [n, H, W, channels], the same ones every time: for their mean and deviation."""
     chosen = np.random.default_rng(0).permutation(len(files.labels))[:count]
-    return np.stack([_read(files, at, files.size) for at in np.sort(chosen)])
+    images = [_read(files, data, at) for at in np.sort(chosen)]
+    return np.stack([image for image in images if image is not None])
 
 
-def random_resized_crop(image: Image.Image, size: int, rng) -> np.ndarray:
+def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -> np.ndarray:
     """A random part of an image, 8 to 100 % of its area, ratio 3/4 to 4/3, scaled to size × size.
 
     As torchvision's RandomResizedCrop (Szegedy et al. 2015): ten attempts, then the centre.
@@ -152,4 +174,4 @@ def random_resized_crop(image: Image.Image, size: int, rng) -> np.ndarray:
     factor = image.size[0] / width, image.size[1] / height
     box = (left * factor[0], top * factor[1], (left + w) * factor[0], (top + h) * factor[1])
     image = decode.rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image)
+    return decode.as_array(image, channels)
