@@ -1,5 +1,6 @@
 """What the commands share: flags in, one clear line out for a user's mistake."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from functools import partial
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from orc_jax.cache import keep_programs
+from orc_jax.distributed import LostProcess
 from orc_jax.errors import UserError, unknown
 
 
@@ -26,6 +29,7 @@ def run(command: Callable[..., object], *arguments: str) -> None:
         # JAX reports every backend that is not there, Orbax what it will not do on disk.
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().setLevel("ERROR")
+        keep_programs()
         try:
             command(*argv[1:])
         except UserError as error:
@@ -82,5 +86,7 @@ def check_overrides(argv: list[str]) -> None:
 
 
 def _fail(error):
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    if isinstance(error, LostProcess):
+        os._exit(1)  # JAX would wait minutes for the others at its exit
     sys.exit(1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict, config_dict
 
-from orc_jax import data, methods, models, optimizers
+from orc_jax import data, methods, models, optimizers, peers
 from orc_jax.errors import UserError, unknown
 
 
@@ -19,6 +19,14 @@ def default(method: str = "orc") -> ConfigDict:
     config.eval_batch_size = 500
     config.eval_every = 1  # epochs
     config.checkpoint_every = 1  # epochs
+    config.profile = False  # a trace of some steps, in the work directory
+    # Batch norm's statistics in training: of the whole batch (the same result on every mesh), or
+    # of the images that are at once on one device.
+    config.sync_batch_norm = True
+    # To need less memory: compute what is within a block twice; take a device's images in so many
+    # parts, one after the other.
+    config.remat = False
+    config.micro_batches = 1
     config.precision = "float32"  # of the networks' activations; all else is float32
 
     config.data = ConfigDict()
@@ -52,7 +60,7 @@ def default(method: str = "orc") -> ConfigDict:
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that are left
-    config.mesh.peer = 1  # devices that split the networks
+    config.mesh.peer = -1  # devices that split the networks; -1: if data is too, the best ones
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
@@ -123,6 +131,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
         ("eval_batch_size", 1),
         ("eval_every", 1),
         ("checkpoint_every", 1),
+        ("micro_batches", 1),
     ):
         _at_least(config[key], least, key)
     _one_of(config.data.on_error, ("stop", "skip"), "data.on_error")
@@ -145,7 +154,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
             raise UserError(f"data.{key} is {config.data[key]}, allowed: 0 to 1")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
-    return _mesh_shape(config, num_devices)
+    return _mesh_shape(config, method, num_devices)
 
 
 def _check_peers(config, method, own_data):
@@ -158,7 +167,7 @@ def _check_peers(config, method, own_data):
                 + ("" if own_data else f". Two commands: {_two_commands(config, i)}")
             )
     if method.shares_trunk(config.method):
-        if config.mesh.peer != 1:
+        if config.mesh.peer not in (1, -1):
             raise UserError(
                 f"mesh.peer is {config.mesh.peer}, allowed: 1, because the branches of "
                 f"{config.method.name} share a trunk"
@@ -230,9 +239,14 @@ def _at_least(value, least, where):
         raise UserError(f"{where} is {value}, allowed: {least} or more")
 
 
-def _mesh_shape(config, num_devices) -> tuple[int, int]:
+def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
     data, peer = config.mesh.data, config.mesh.peer
-    _at_least(peer, 1, "mesh.peer")
+    for key in ("data", "peer"):
+        if config.mesh[key] < 1 and config.mesh[key] != -1:
+            raise UserError(f"mesh.{key} is {config.mesh[key]}, allowed: -1, or 1 or more")
+    if peer == -1:
+        chosen = data == -1
+        peer = peers.best_split(peers.layout(config, method), num_devices) if chosen else 1
     if data == -1:
         data = num_devices // peer
     if data < 1 or data * peer > num_devices:
@@ -240,10 +254,20 @@ def _mesh_shape(config, num_devices) -> tuple[int, int]:
             f"mesh.data={config.mesh.data}, mesh.peer={peer} needs {max(1, data) * peer} "
             f"devices, here are {num_devices} ({jax.default_backend()})"
         )
+    if jax.process_count() > 1 and data * peer < num_devices:
+        raise UserError(
+            f"mesh.data={data}, mesh.peer={peer} leaves {num_devices - data * peer} of the "
+            f"{num_devices} devices of all processes idle: allowed are meshes of all of them"
+        )
     if config.batch_size % (data * peer):
         raise UserError(
             f"batch_size is {config.batch_size}, allowed: multiples of {data * peer}, "
             f"the devices of the mesh ({data} for data × {peer} for peers)"
+        )
+    if config.batch_size % (data * peer * config.micro_batches):
+        raise UserError(
+            f"micro_batches is {config.micro_batches}, allowed: what divides the "
+            f"{config.batch_size // (data * peer)} images of a device"
         )
     return data, peer
 

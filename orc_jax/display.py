@@ -7,6 +7,14 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from orc_jax.distributed import is_main
+
+
+def console() -> Console:
+    """Where the main process shows what happens; of the others, nothing is seen."""
+    return Console(quiet=not is_main())
+
+
 REFRESH = 0.5  # seconds between looks at the device, in a terminal
 REFRESH_PLAIN = 30.0  # seconds between lines within an epoch, elsewhere
 
@@ -15,7 +23,7 @@ class Display:
     """Shows the progress of training; a context manager."""
 
     def __init__(self, names: list[str], epochs: int, steps_per_epoch: int, batch_size: int):
-        self._console = Console()
+        self._console = console()
         self._names = names
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
@@ -158,10 +166,10 @@ def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
     if len(names) > 1:
         table.add_section()
         table.add_row("", "ensemble", f"diversity {test['diversity']:.4f}", "", *_scores(test))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a pipe has no width, and the table must not be cut there
-    console.print(table)
+    shown_on = console()
+    if not shown_on.is_terminal:
+        shown_on.width = 120  # a pipe has no width, and the table must not be cut there
+    shown_on.print(table)
 
 
 def _scores(test, peer=None):

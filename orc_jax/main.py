@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from orc_jax import commands
+from orc_jax import commands, distributed
 from orc_jax.errors import UserError
 from orc_jax.train import train
 
@@ -18,9 +18,13 @@ def main() -> None:
     workdir = flags.DEFINE_string(
         "workdir", None, "Where the run's files go; default runs/CONFIG-PRESET."
     )
+    together = flags.DEFINE_bool(
+        "distributed", None, "Whether to join other processes; default: under SLURM and Open MPI."
+    )
     flags.mark_flag_as_required("config")
 
     def command():
+        distributed.join(together.value)
         path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         try:
             method = config.value.method.name

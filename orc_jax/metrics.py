@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from orc_jax.distributed import is_main
+
 ROLE_COLUMNS = (
     "epoch",
     "step",
@@ -86,8 +88,14 @@ class Writers:
     """
 
     def __init__(self, workdir: Path, names: list[str], step: int):
-        """Opens them; lines of epochs after `step`, from before an interruption, go."""
+        """Opens them; lines of epochs after `step`, from before an interruption, go.
+
+        Of several processes the main one alone writes.
+        """
         self._names = names
+        self._board = None
+        if not is_main():
+            return
         self._metrics = workdir / "metrics.jsonl"
         self._roles = workdir / "roles.csv"
         _keep(self._metrics, lambda line: json.loads(line)["step"] <= step)
@@ -98,6 +106,8 @@ class Writers:
 
     def write(self, record: dict) -> None:
         """Appends an epoch's record to every file."""
+        if self._board is None:
+            return
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
         self._write_roles(record)
@@ -120,7 +130,8 @@ class Writers:
         return self
 
     def __exit__(self, *_):
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def _keep(path: Path, wanted) -> None:

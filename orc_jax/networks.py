@@ -14,11 +14,14 @@ import orbax.checkpoint as ocp
 
 from orc_jax import methods, models, peers, torch_weights
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
+from orc_jax.distributed import is_main, meet
 from orc_jax.errors import UserError
 
 
 def save(directory: str | Path, variables, description: dict) -> None:
     """Saves a network, all of it or nothing; an older one there is replaced.
+
+    Of several processes all must call this, with the same variables.
 
     Args:
       directory: to be made.
@@ -27,13 +30,16 @@ def save(directory: str | Path, variables, description: dict) -> None:
     """
     directory = Path(directory)
     new = directory.with_name(f".{directory.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    (new / "network.json").write_text(json.dumps(description, indent=2) + "\n")
+    if is_main():
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        (new / "network.json").write_text(json.dumps(description, indent=2) + "\n")
+    meet(f"{new} is there")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((new / "variables").absolute(), jax.device_get(variables))
-    shutil.rmtree(directory, ignore_errors=True)
-    new.replace(directory)
+    if is_main():
+        shutil.rmtree(directory, ignore_errors=True)
+        new.replace(directory)
 
 
 def load(directory: str | Path):

@@ -5,6 +5,7 @@ device's members and images, see `peers.py`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -97,13 +98,39 @@ def forward(stack: Stack, state: StackState, inputs, own: bool = False) -> Pass:
             out, updated = stack.module.apply(
                 variables, x, train=True, mutable="batch_stats", method=stack.part
             )
-            return _in_float32(out), updated
+            return _in_float32(out), updated["batch_stats"]
 
         mapped = jax.vmap(one, in_axes=(0, 0, 0 if own else None))
-        out, updated = mapped(params, state.stats, inputs)
-        return out, updated["batch_stats"]
+        mapped = partial(mapped, params, state.stats)
+        return _in_parts(mapped, inputs, stack.micro_batches, axis=int(own))
 
-    return Pass(*jax.vjp(run, state.params, inputs, has_aux=True))
+    outputs, pullback, stats = jax.vjp(run, state.params, inputs, has_aux=True)
+    if not stack.synchronised:
+        stats = lax.pmean(stats, stack.batch_axes)
+    return Pass(outputs, pullback, stats)
+
+
+def _in_parts(run, inputs, count: int, axis: int):
+    """`run(inputs)` in parts, one after the other, which keep nothing for the backward pass.
+
+    Args:
+      run: inputs → (outputs [members, images, ...], statistics).
+      count: of the parts.
+      axis: of the images in the inputs.
+
+    Returns:
+      The outputs of all images, and the mean of the parts' statistics.
+    """
+    if count == 1:
+        return run(inputs)
+    parts = jnp.stack(jnp.split(inputs, count, axis))
+    outputs, stats = lax.map(jax.checkpoint(run), parts)
+
+    def joined(x):  # [count, members, images, ...] → [members, count · images, ...]
+        x = x.swapaxes(0, 1)
+        return x.reshape(len(x), -1, *x.shape[3:])
+
+    return jax.tree.map(joined, outputs), jax.tree.map(lambda x: x.mean(axis=0), stats)
 
 
 def predict(stack: Stack, state: StackState, inputs, own: bool = False):

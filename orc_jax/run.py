@@ -14,6 +14,7 @@ from orc_jax import data as datasets
 from orc_jax import display, methods, metrics, models, peers
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.data import batches, stream
+from orc_jax.distributed import place
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state
 from orc_jax.state import streams
@@ -45,9 +46,14 @@ class Setup(NamedTuple):
         """The peers that the training is for."""
         return self.method.kept(self.config.method, self.group.size)
 
+    @property
+    def everywhere(self) -> NamedSharding:
+        """A copy on every device."""
+        return NamedSharding(self.group.mesh, PartitionSpec())
+
     def on_mesh(self, tree):
         """A copy of host arrays on every device."""
-        return jax.device_put(tree, NamedSharding(self.group.mesh, PartitionSpec()))
+        return place(tree, self.everywhere)
 
     def batch_on_mesh(self, split: stream.OnDisk, images, labels) -> batches.OnDevice:
         """A batch split over the devices, from the rows of it that this process has read."""
@@ -130,13 +136,13 @@ def prepare(config, data: tuple | None = None) -> Setup:
     scale = batches.scale(stream.sample(train, config.data) if streamed else dataset.train.images)
     if streamed:
         train_split, test_split = (
-            stream.OnDisk(files, *jax.device_put(scale, everywhere), config.data)
+            stream.OnDisk(files, *place(scale, everywhere), config.data)
             for files in (train, dataset.test)
         )
         held_out_split = None
     else:
         train_split, test_split, held_out_split = (
-            split and jax.device_put(batches.OnDevice(*split, *scale), everywhere)
+            split and place(batches.OnDevice(*split, *scale), everywhere)
             for split in (train, dataset.test, held_out)
         )
     return Setup(
@@ -177,7 +183,7 @@ def evaluate(
         )
     if not has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet")
-    if max(1, config.mesh.data) * config.mesh.peer > len(jax.devices()):
+    if max(1, config.mesh.data) * max(1, config.mesh.peer) > len(jax.devices()):
         config.mesh.data = config.mesh.peer = 1  # trained on a larger machine
     if data_dir:
         config.data.dir = data_dir
@@ -208,7 +214,7 @@ def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
     The split is all images on the devices and the order that of the epoch; or, for images
     that are streamed, the split is one batch, in the order in which it came.
     """
-    config, split, mesh = setup.config, setup.train_split, setup.group.mesh
+    config, split = setup.config, setup.train_split
     last, shape = config.epochs * setup.steps_per_epoch, (setup.steps_per_epoch, config.batch_size)
     if isinstance(split, stream.OnDisk):
         order = setup.on_mesh(np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
@@ -218,8 +224,9 @@ def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
         ):
             yield setup.batch_on_mesh(split, *batch), order
         return
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    epoch_order = jax.jit(batches.epoch_order, static_argnums=(2, 3), out_shardings=everywhere)
+    epoch_order = jax.jit(
+        batches.epoch_order, static_argnums=(2, 3), out_shardings=setup.everywhere
+    )
     key, count = streams(config.seed)[1], len(split.labels)
     for at in range(step, last):
         if at == step or at % shape[0] == 0:

@@ -60,12 +60,13 @@ def state_shardings(group: peers.Group, state: State) -> State:
     return shardings.replace(stacks=peers.shardings(group, state.stacks))
 
 
-@partial(jax.jit, static_argnums=0)
-def failures(members: tuple[tuple[int, ...], ...], state: State) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def failures(members: tuple[tuple[int, ...], ...], everywhere: NamedSharding, state: State):
     """`state.failed_at`, with the peers added whose weights or statistics are not finite.
 
     Args:
       members: the peers of every stack; all of them for a trunk.
+      everywhere: a copy on every device of the mesh.
       state: between two steps.
     """
     broken = {}
@@ -76,4 +77,5 @@ def failures(members: tuple[tuple[int, ...], ...], state: State) -> jax.Array:
         for peer, is_bad in zip(stack, bad, strict=True):
             broken[peer] = broken.get(peer, False) | is_bad
     broken = jnp.stack([broken[peer] for peer in range(len(broken))])
-    return jnp.where((state.failed_at < 0) & broken, state.step, state.failed_at)
+    failed_at = jnp.where((state.failed_at < 0) & broken, state.step, state.failed_at)
+    return jax.lax.with_sharding_constraint(failed_at, everywhere)

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from orc_jax import display, metrics, networks, peers
+from orc_jax import display, distributed, metrics, networks, peers
 from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state, init_state
+from orc_jax.profiling import Profiler
 from orc_jax.run import evaluate_split, prepare, show_table, training_batches
 from orc_jax.state import State, failures
 from orc_jax.step import compile_steps, evaluation_batch_size
@@ -55,7 +55,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
       UserError: wrong config, data or checkpoint, another run's work directory, or a loss
         that is no longer finite.
     """
-    workdir = Path(workdir)
+    called, workdir = time.monotonic(), Path(workdir)
     if data is not None:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
@@ -69,13 +69,15 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     weights = {}
     if not has_checkpoint(workdir):
         weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
-    with Lock(workdir), Interruption() as interruption:
+    distributed.meet("the work directory is checked")
+    with Lock(workdir), Interruption() as interruption, distributed.lost_processes_are_named():
         claim(workdir, config, setup.dataset)
+        distributed.meet("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
-            return _train(setup, workdir, weights, checkpoints, interruption)
+            return _train(setup, workdir, weights, checkpoints, interruption, called)
 
 
-def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
+def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result:
     config, group, per_epoch = setup.config, setup.group, setup.steps_per_epoch
     train_step, evaluation_step, prediction_step = compile_steps(config, group, setup.method)
     renew = renewal(setup, prediction_step)
@@ -89,7 +91,8 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
     best = max((_score(setup, record) for record in records if "test" in record), default=-1.0)
 
     shown = display.Display(group.names, config.epochs, per_epoch, config.batch_size)
-    with metrics.Writers(workdir, group.names, step) as writers, shown:
+    profiler = Profiler(config.profile, workdir)
+    with metrics.Writers(workdir, group.names, step) as writers, profiler, shown:
         _introduce(setup, workdir, step, shown)
         shown.begin(step)
         running = collections.deque()
@@ -98,17 +101,24 @@ def _train(setup, workdir, weights, checkpoints, interruption) -> Result:
             if renew and step == epoch * per_epoch:
                 state = renew(state)
             began, first = time.monotonic(), step
-            while step < (epoch + 1) * per_epoch and not interruption.requested:
+            while step < (epoch + 1) * per_epoch and not interruption.stops_before(step):
                 split, order = next(following)
+                profiler.before_step(state)
                 with jax.transfer_guard("disallow"):
                     state = train_step(state, split, order)
                     running.append(jnp.copy(state.step))
                 step += 1
+                if called:
+                    running[0].block_until_ready()
+                    shown.say(f"first step {time.monotonic() - called:.1f} s after the start")
+                    called = None
                 # Two steps are enough in flight: a signal must not wait for thirty.
                 if len(running) > 2:
                     running.popleft().block_until_ready()
                 if shown.due():
-                    _check_finite(setup, state, checkpoints)
+                    # Of several processes all must compute the same, whatever their clocks say.
+                    if jax.process_count() == 1:
+                        _check_finite(setup, state, checkpoints)
                     shown.update(step, _training(state))
             _check_finite(setup, state, checkpoints)
             if step < (epoch + 1) * per_epoch:
@@ -160,7 +170,7 @@ def renewal(setup, prediction_step):
     size = evaluation_batch_size(setup.config, setup.group)
     count = len(split.labels)
 
-    @partial(jax.jit, out_shardings=NamedSharding(setup.group.mesh, PartitionSpec()))
+    @partial(jax.jit, out_shardings=setup.everywhere)
     def memory(logits, labels):
         return method.renew(config, jnp.concatenate(logits, axis=1)[:, :count], labels)
 
@@ -176,6 +186,7 @@ def renewal(setup, prediction_step):
 
 def _save_kept(setup, workdir, state):
     """Writes the networks that the training was for, each as a plain one, to `networks/PEER`."""
+    stacks = jax.jit(lambda stacks: stacks, out_shardings=setup.everywhere)(state.stacks)
     mean, std = setup.test_split.mean.tolist(), setup.test_split.std.tolist()
     for peer in setup.kept:
         description = {
@@ -186,7 +197,7 @@ def _save_kept(setup, workdir, state):
             "mean": mean,
             "std": std,
         }
-        variables = peers.plain_variables(setup.group.stacks, state.stacks, peer)
+        variables = peers.plain_variables(setup.group.stacks, stacks, peer)
         networks.save(workdir / "networks" / str(peer), variables, description)
 
 
@@ -213,7 +224,7 @@ def _introduce(setup, workdir, step, shown):
 def _check_finite(setup, state, checkpoints):
     """Stops a run whose outputs or weights are not finite; nothing after that is saved."""
     members = tuple(stack.peers for stack in setup.group.stacks)
-    failed_at = jax.device_get(failures(members, state))
+    failed_at = jax.device_get(failures(members, setup.everywhere, state))
     if (failed_at < 0).all():
         return
     step = failed_at[failed_at >= 0].min()
@@ -233,7 +244,16 @@ class Interruption:
         self.requested = ""
         self._before = {}
 
+    def stops_before(self, step: int) -> bool:
+        """Whether this step is not to be done any more, in no process."""
+        if distributed.stops_before(step):
+            self.requested = "SIGTERM"
+        return bool(self.requested)
+
     def __enter__(self):
+        # Several processes must end at the same step: there JAX has its own handler of SIGTERM.
+        if jax.process_count() > 1:
+            return self
         # Only the main thread may set handlers; elsewhere the signals keep their meaning.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

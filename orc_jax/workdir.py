@@ -6,6 +6,7 @@ from pathlib import Path
 from orc_jax import config as configs
 from orc_jax.checkpoint import read_config
 from orc_jax.data import Dataset
+from orc_jax.distributed import is_main
 from orc_jax.errors import UserError
 
 try:
@@ -32,7 +33,7 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
     # Where and how images are read does not change a result, nor what is to be done about files
     # that are damaged: which ones they are is in the fingerprint.
     reading = ("dir", "cache", "memory", "workers", "on_error")
-    elsewhere = tuple(f"data.{key}: " for key in reading)
+    elsewhere = ("profile: ", *(f"data.{key}: " for key in reading))
     if found := [difference for difference in found if not difference.startswith(elsewhere)]:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
@@ -46,7 +47,7 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
 
 def claim(workdir: Path, config, dataset: Dataset) -> None:
     """Makes an unclaimed work directory this config's; the config is written last."""
-    if not (workdir / "config.json").exists():
+    if is_main() and not (workdir / "config.json").exists():
         (workdir / "data.json").write_text(json.dumps(fingerprint(dataset)))
         temporary = workdir / "config.json.new"
         temporary.write_text(configs.to_json(config))
@@ -63,12 +64,15 @@ def fingerprint(dataset: Dataset) -> dict:
 
 
 class Lock:
-    """Keeps a second process out of a work directory, until this one ends."""
+    """Keeps a second run out of a work directory, until this one ends."""
 
     def __init__(self, workdir: Path):
         self._workdir = workdir
+        self._file = None
 
     def __enter__(self):
+        if not is_main():
+            return
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._file = (self._workdir / ".lock").open("w")
@@ -83,4 +87,5 @@ class Lock:
             pass  # a file system without locks
 
     def __exit__(self, *_):
-        self._file.close()
+        if self._file:
+            self._file.close()

@@ -23,7 +23,7 @@ from orc_jax.run import prepare
         ("data.label_smoothing", 1.1, "data.label_smoothing is 1.1, allowed: 0 to 1"),
         ("mesh.peer", 3, "needs 3 devices, here are 2"),
         ("mesh.data", 4, "needs 4 devices, here are 2"),
-        ("mesh.peer", 0, "mesh.peer is 0"),
+        ("mesh.peer", 0, "mesh.peer is 0, allowed: -1, or 1 or more"),
         ("method.name", "ocr", "unknown method 'ocr': did you mean 'orc'"),
         ("method.num_temporary", 3, "method.num_temporary is 3"),
         ("optimizer.name", "sdg", "did you mean 'sgd'"),
@@ -69,6 +69,27 @@ def test_networks_in_spellings_that_people_type():
     config.peers[0].model = "ResNet-18"
     with pytest.raises(UserError, match="may be ResNet18 or resnet18"):
         configs.check(config, 1)
+
+
+@pytest.mark.parametrize(
+    "method, networks, devices, mesh",
+    [
+        ("dml", ("pixels",) * 4, 1, (1, 1)),
+        ("dml", ("pixels",) * 4, 4, (1, 4)),
+        ("dml", ("pixels",) * 4, 8, (2, 4)),
+        ("dml", ("pixels",) * 3, 4, (4, 1)),
+        ("dml", ("pixels", "pixels_wide"), 4, (4, 1)),
+        ("dml", (*["pixels"] * 4, "pixels_wide", "pixels_wide"), 4, (2, 2)),
+        ("orc", ("pixels_wide", *["pixels"] * 3), 3, (1, 3)),
+        ("one", ("pixels",) * 4, 4, (4, 1)),
+    ],
+)
+def test_the_mesh_that_exchanges_the_fewest_gradients(method, networks, devices, mesh):
+    config = tiny_config(networks, method)
+    config.batch_size = 24
+    assert configs.check(config, devices) == mesh
+    config.mesh.data = 1
+    assert configs.check(config, devices) == (1, 1)
 
 
 def test_images_too_small_for_a_network():

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from orc_jax.cache import cached
 from orc_jax.data import Dataset, Images, hold_out
-from orc_jax.data.cache import cached
 from orc_jax.data.folder import Files, Listing
+from orc_jax.display import console
 from orc_jax.errors import UserError
 
 # Part of every cache file's name: to be raised when the same files give other pixels.
@@ -46,7 +47,7 @@ def load(config, listing: Listing) -> Dataset:
     fits = fits_memory(pixels, data.memory) if data.streamed is None else not data.streamed
     take = _decoded if fits else _looked_at
     splits, faults = [], []
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, console=console()) as progress:
         for name, files in (("train", listing.train), ("test", listing.test)):
             if files is None:
                 splits.append(None)
@@ -62,7 +63,8 @@ def load(config, listing: Listing) -> Dataset:
             f"them out): {'; '.join(faults)}"
         )
     if faults:
-        print(f"left out {len(faults)} images that cannot be decoded: {'; '.join(faults)}")
+        shown = f"left out {len(faults)} images that cannot be decoded: {'; '.join(faults)}"
+        console().print(shown, highlight=False, soft_wrap=True)
     train, test = splits
     for i, name in enumerate(listing.class_names):
         if np.count_nonzero(train.labels == i) < (1 if test else 2):

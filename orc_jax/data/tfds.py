@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from orc_jax.data.cache import cached
+from orc_jax.cache import cached
 from orc_jax.data.folder import Listing
+from orc_jax.display import console
 from orc_jax.errors import UserError
 
 
@@ -164,7 +165,7 @@ def _labels(source, folder: Path, split, data) -> np.ndarray:
 
     def everything():
         labels = np.empty(len(source), np.int32)
-        with Progress(transient=True) as progress:
+        with Progress(transient=True, console=console()) as progress:
             for i in progress.track(range(len(source)), description=f"reading {split} labels"):
                 labels[i] = source[i]["label"]
         return {"labels": labels}

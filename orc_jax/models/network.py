@@ -49,16 +49,22 @@ class Stage(nn.Module):
       block: constructor, (features, stride, norm).
       plan: features and stride of every block.
       norm: constructor of a batch norm layer.
+      remat: the backward pass computes what is within a block again instead of keeping it.
     """
 
     block: Callable
     plan: Sequence[tuple[int, int]]
     norm: Callable
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train):
+        def run(block, x):
+            return block(x, train)
+
+        run = nn.remat(run) if self.remat else run
         for i, (features, stride) in enumerate(self.plan):
-            x = self.block(features, stride, self.norm, name=f"block{i}")(x, train)
+            x = run(self.block(features, stride, self.norm, name=f"block{i}"), x)
         return x
 
 
@@ -103,6 +109,15 @@ class Network(nn.Module):
     stages: Sequence[nn.Module]
     head: nn.Module
     auxiliary: Sequence[Auxiliary] = ()
+
+    def rematerialised(self) -> "Network":
+        """The same network, which keeps only the blocks' outputs for its backward pass."""
+
+        def stages_of(module):
+            return [part.clone(remat=True) for part in module.stages]
+
+        auxiliary = [head.clone(stages=stages_of(head)) for head in self.auxiliary]
+        return self.clone(stages=stages_of(self), auxiliary=auxiliary)
 
     def __call__(self, images, train: bool):
         """Logits [B, C] of images [B, H, W, channels]."""

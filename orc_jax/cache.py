@@ -1,4 +1,4 @@
-"""Arrays that are made once and kept, by the content that they were made of."""
+"""What is made once and kept in the user's cache folder: decoded images, compiled programs."""
 
 import os
 import tempfile
@@ -6,27 +6,33 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from orc_jax.errors import UserError
 
 
-def directory(data) -> Path:
-    """Where they are: `data.cache`, else the user's cache folder."""
-    if data.cache:
-        return Path(data.cache)
+def directory() -> Path:
+    """The user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orc_jax"
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs for the next start, where JAX_COMPILATION_CACHE_DIR says no other."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(directory() / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def cached(data, key: str, make: Callable[[], dict]) -> dict[str, np.ndarray]:
     """The arrays of this key, made and kept if they are not there yet, or damaged.
 
     Args:
-      data: `config.data`.
+      data: `config.data`, whose `cache` can name another folder.
       key: a hash of all that they are made of.
       make: gives them.
     """
-    file = directory(data) / f"{key[:32]}.npz"
+    file = Path(data.cache or directory()) / f"{key[:32]}.npz"
     try:
         with np.load(file) as kept:
             return dict(kept)

@@ -1,0 +1,102 @@
+"""Several processes that train one group together, by `jax.distributed`.
+
+All of them run the same command on the same files. Process 0 alone shows what happens and
+writes metrics; a checkpoint is written by all.
+"""
+
+import os
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from orc_jax.errors import UserError
+
+# Seconds until the others know that a process is gone.
+HEARTBEAT = 30
+
+
+def join(wanted: bool | None) -> None:
+    """Joins the other processes, before anything else of JAX is used.
+
+    JAX finds them by itself under SLURM, Open MPI and Kubernetes. By hand, every process has
+    JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Args:
+      wanted: None: if this process is one of several of a SLURM step or an Open MPI job, or
+        the three variables are set.
+
+    Raises:
+      UserError: the others cannot be found or reached.
+    """
+    by_hand = "JAX_COORDINATOR_ADDRESS" in os.environ
+    sizes = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+    if not (wanted if wanted is not None else by_hand or any(size != "1" for size in sizes)):
+        return
+    try:
+        given = {}
+        if by_hand:
+            names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+            given = {key: int(os.environ[name]) for key, name in names.items()}
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the other processes are not found ({error}): start them by srun, mpirun or a "
+            "Kubernetes job, or give each JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID"
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this is the process that shows and writes what all have in common."""
+    return jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+    """Returns when every process is there."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def stops_before(step: int) -> bool:
+    """Whether the cluster has asked one process to end (SIGTERM), and all do before this step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+def place(tree, shardings):
+    """Arrays that every process has, as arrays of the mesh.
+
+    Args:
+      tree: of NumPy or local arrays, equal in every process.
+      shardings: for every leaf, or one for all.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def one(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+@contextmanager
+def lost_processes_are_named():
+    """Ends this process with one line when another one has gone: it cannot go on alone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise LostProcess(
+            f"process {jax.process_index()} stops, because another process of this run has ended: "
+            f"the same command on all of them goes on from the last checkpoint "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+class LostProcess(UserError):
+    """Another process has ended; there is nobody left to say good-bye to."""

@@ -1,0 +1,40 @@
+"""A trace of some steps, for TensorBoard's profiler or ui.perfetto.dev."""
+
+from pathlib import Path
+
+import jax
+
+FIRST, STEPS = 5, 5  # of the steps since the start: the first ones are not like the others
+
+
+class Profiler:
+    """Traces steps 6 to 10 of a run, or of a resumed one; a context manager.
+
+    Args:
+      wanted: `config.profile`; without it nothing happens.
+      workdir: the trace is in its folder `profile`.
+    """
+
+    def __init__(self, wanted: bool, workdir: Path):
+        self._left = FIRST + STEPS if wanted else -1
+        self._folder = workdir / "profile"
+        self._tracing = False
+
+    def before_step(self, state) -> None:
+        """To be called with the state before every step."""
+        if self._left == STEPS:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._tracing = True
+        elif self._left == 0:
+            jax.block_until_ready(state)
+            self.__exit__()
+        self._left -= self._left >= 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
