@@ -59,6 +59,11 @@ def meet(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
+def agreed(value: bool) -> bool:
+    """What process 0 says, in all of them."""
+    return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
+
+
 def stops_before(step: int) -> bool:
     """Whether the cluster has asked one process to end (SIGTERM), and all do before this step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)

@@ -57,8 +57,8 @@ def make_train_step(config, group: peers.Group, method: Method):
             """The images in these slots of the batch; every device has them all."""
             if mixture is None:
                 return augmented(slots)
-            own = mixture.own[..., None]
-            return own * augmented(slots) + (1 - own) * augmented(mixture.partner[slots])
+            mask = mixture.mask[..., None]
+            return mask * augmented(slots) + (1 - mask) * augmented(mixture.partner[slots])
 
         images = images_at(passes.share(jnp.arange(len(positions)), "data"))
 

@@ -62,7 +62,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     if (workdir / "config.json").exists():
         # On a machine of other memory too, a run goes on as it began.
         config = config.copy_and_resolve_references()
-        config.data.streamed = read_config(workdir).data.streamed
+        config.data.streamed = read_config(workdir).get("data", {}).get("streamed")
     setup = prepare(config, data)
     config = setup.config
     check(workdir, config, setup.dataset)

@@ -3,6 +3,7 @@ import pickle
 import shutil
 import sys
 import tarfile
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -203,10 +204,77 @@ def test_tfds_is_streamed_where_it_does_not_fit(tmp_path):
     assert half.checksums() != dataset.train.checksums()
 
 
+def png(values) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.array(values, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def fake_builder(monkeypatch, tmp_path, names, **splits):
+    """A prepared data set of grey 8×8 images: split → labels, None for a damaged image."""
+    sources = {
+        split: [
+            {"image": png(np.full((8, 8), i)) if label is not None else b"x", "label": label or 0}
+            for i, label in enumerate(labels)
+        ]
+        for split, labels in splits.items()
+    }
+    folder = tmp_path / "prepared"
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset_info.json").write_text("{}")
+    label = SimpleNamespace(names=names)
+    features = {"image": SimpleNamespace(shape=(8, 8, 1)), "label": label}
+    builder = SimpleNamespace(info=SimpleNamespace(features=features), data_dir=folder)
+    monkeypatch.setattr(tfds, "_open", lambda name, directory: (builder, sources))
+    return sources
+
+
+def fake_config(tmp_path, **changes):
+    return prepared_config(tmp_path / "cache", "tfds:fake", **changes)
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+def test_damaged_images_of_tfds_are_listed_before_the_first_step(
+    monkeypatch, tmp_path, memory, capsys
+):
+    fake_builder(monkeypatch, tmp_path, "ab", train=[0, None, 1, 7, 1], test=[0, 1])
+    with pytest.raises(UserError) as error:
+        data.load(fake_config(tmp_path, memory=memory))
+    assert str(error.value).startswith("2 of the images cannot be decoded")
+    assert f"{tmp_path}/prepared, train, record 1 (no image that Pillow knows)" in str(error.value)
+    assert "record 3 (its label is 7)" in str(error.value)
+    dataset = data.load(fake_config(tmp_path, memory=memory, on_error="skip"))
+    assert dataset.train.labels.tolist() == [0, 1, 1]
+    assert dataset.image_shape == (8, 8, 1)
+    assert "left out 2 images" in capsys.readouterr().out
+
+
+def test_the_second_split_of_tfds(monkeypatch, tmp_path):
+    """Validation before test; not a split without labels; a class that no image has is no fault."""
+    hidden = {"train": [0, 1] * 5, "test": [-1, -1, -1]}
+    for splits, count in (
+        ({"train": [0, 1], "test": [0], "validation": [1, 1]}, 2),
+        ({"train": [0, 1], "test": [0, 0, 1]}, 3),
+        (hidden | {"validation": [0] * 4}, 4),
+        (hidden, 2),
+        ({"train": [0, 1] * 5}, 2),
+    ):
+        fake_builder(monkeypatch, tmp_path, "abc", **splits)
+        dataset = data.load(fake_config(tmp_path, cache=str(tmp_path / f"{len(splits)}{count}")))
+        assert len(dataset.test.labels) == count and dataset.class_names == ("a", "b", "c")
+
+
+def test_labels_of_tfds_are_read_once(monkeypatch, tmp_path):
+    sources = fake_builder(monkeypatch, tmp_path, "ab", train=[0, 1], test=[0, 1])
+    first = data.load(fake_config(tmp_path, memory=0.0))
+    for record in (*sources["train"], *sources["test"]):
+        record["label"] = 1
+    again = data.load(fake_config(tmp_path, memory=0.0))
+    np.testing.assert_array_equal(first.train.labels, again.train.labels)
+
+
 def test_grey_images_of_tfds_have_one_channel():
-    png = io.BytesIO()
-    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(png, "PNG")
-    source = [{"image": png.getvalue()}, {"image": png.getvalue()[:40]}]
+    source = [{"image": png(np.arange(64).reshape(8, 8))}, {"image": png(np.eye(8))[:40]}]
     records = tfds.Records(source, "mnist, train", np.arange(2), np.zeros(2, np.int32), 1, 8)
     decoded = decode.decode(records.file(0), 8, channels=1)
     np.testing.assert_array_equal(decoded[..., 0], np.arange(64).reshape(8, 8))
@@ -226,17 +294,23 @@ def test_tfds_errors(tmp_path, monkeypatch):
     info.write_text('{"fileFormat": "tfrecord"}')
     with pytest.raises(UserError, match=r"prepared as tfrecord.*tfds build cifar100"):
         data.load(config)
-    info.write_text("{")
-    with pytest.raises(UserError, match="corrupt"):
+    for text in ("{", "[]"):
+        info.write_text(text)
+        with pytest.raises(UserError, match="corrupt"):
+            data.load(config)
+    config.data.name = "tfds:/"
+    with pytest.raises(UserError, match=r"data\.name is 'tfds:/', allowed: tfds: and the name"):
         data.load(config)
+    config.data.name = "tfds:cifar100"
     shutil.copytree(ROOT / "tests/prepared/cifar100/3.0.2", info.parent, dirs_exist_ok=True)
     (record,) = info.parent.glob("*train.array_record*")
     record.write_bytes(record.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"3\.0\.2 cannot be read"):
+    with pytest.raises(UserError, match=r"3\.0\.2(, train, record 0)? .*(cannot be read|damaged)"):
         data.load(config)
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'orc-jax\[tfds\]'"):
-        data.load(prepared_config(tmp_path, "tfds:cifar100"))
+    for module in ("array_record", "tensorflow_datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=r"pip install 'orc-jax\[tfds\]'"):
+            data.load(prepared_config(tmp_path, "tfds:cifar100"))
 
 
 def test_unknown_data_set():

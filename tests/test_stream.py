@@ -244,9 +244,11 @@ def test_in_the_place_of_a_file_that_is_spoilt_later_stands_another(root, tmp_pa
     images, replaced = next(stream.training(split, 1, 8, 2, 0))
     np.testing.assert_array_equal(images[1:3], before[1:3])
     for row in (0, 3):
-        np.testing.assert_array_equal(images[row], before[1])
-        assert replaced[row] == labels[1]
-    assert f"left out: {split.files.name(order[3])} cannot be decoded" in capfd.readouterr().err
+        np.testing.assert_array_equal(images[row], before[row + 1])
+        assert replaced[row] == labels[row + 1]
+    own = next(stream.training(split, 1, 8, 2, 0, slice(3, 4)))  # of one process of several
+    np.testing.assert_array_equal(own[0][0], before[4])
+    assert f"passed over: {split.files.name(order[3])} cannot be decoded" in capfd.readouterr().err
     for at in order[:8]:
         split.files.file(at).write_bytes(b"")
     with pytest.raises(UserError, match="its whole batch are damaged"):

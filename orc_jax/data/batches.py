@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from orc_jax.data import trivial_augment
-from orc_jax.data.trivial_augment import LUMA
+from orc_jax.data.trivial_augment import grey
 
 
 class OnDevice(NamedTuple):
@@ -171,13 +171,11 @@ def _neighbours(at, size):
 def _jittered(images, factors):
     """Brightness, contrast and saturation, each times its factor, within 0 to 255."""
     brightness, contrast, saturation = (x[..., None, None, None] for x in factors)
-    channels = images.shape[-1]
-    luma = jnp.array(LUMA) if channels == 3 else jnp.full(channels, 1 / channels)
     images = (images * brightness).clip(0, 255)
-    mean = (images @ luma).mean(axis=(-2, -1))[..., None, None, None]
+    mean = grey(images).mean(axis=(-3, -2, -1), keepdims=True)
     images = (mean + (images - mean) * contrast).clip(0, 255)
-    grey = (images @ luma)[..., None]
-    return (grey + (images - grey) * saturation).clip(0, 255)
+    colourless = grey(images)
+    return (colourless + (images - colourless) * saturation).clip(0, 255)
 
 
 def _inside(size, rectangle):

@@ -1,6 +1,7 @@
 """Encoded images → uint8 arrays of one size: decoded once and kept, or looked at and left."""
 
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,13 +10,15 @@ from typing import IO
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import Progress
 
 from orc_jax.cache import cached
 from orc_jax.data import Dataset, Images, hold_out
 from orc_jax.data.folder import Files, Listing
+from orc_jax.data.tfds import Records
 from orc_jax.display import console
+from orc_jax.distributed import agreed
 from orc_jax.errors import UserError
 
 # Part of every cache file's name: to be raised when the same files give other pixels.
@@ -37,21 +40,23 @@ def load(config, listing: Listing) -> Dataset:
     """
     data = config.data
     data.size = data.size or listing.train.size or _common_size(listing)
-    splits = [files for files in (listing.train, listing.test) if files]
-    pixels = sum(len(files.labels) * files.channels for files in splits) * data.size**2
+    if cut_off := listing.test is None:
+        train, test = hold_out(listing.train, data.val_share, seed=0)
+        listing = listing._replace(train=train, test=test)
+    count = len(listing.train.labels) + len(listing.test.labels)
+    pixels = count * listing.train.channels * data.size**2
     if 0 < data.eval_resize < data.size:
         raise UserError(
             f"data.eval_resize is {data.eval_resize}, allowed: data.size, {data.size}, or more"
         )
     # A run that goes on, or is evaluated, on another machine keeps to what it was.
-    fits = fits_memory(pixels, data.memory) if data.streamed is None else not data.streamed
+    fits = not data.streamed
+    if data.streamed is None:
+        fits = agreed(fits_memory(pixels, data.memory))
     take = _decoded if fits else _looked_at
     splits, faults = [], []
     with Progress(transient=True, console=console()) as progress:
         for name, files in (("train", listing.train), ("test", listing.test)):
-            if files is None:
-                splits.append(None)
-                continue
             task = progress.add_task(f"reading {name} images", total=2 * len(files.labels))
             resize = data.eval_resize if name == "test" else 0
             split, bad = take(files, data, resize, partial(progress.advance, task))
@@ -66,11 +71,11 @@ def load(config, listing: Listing) -> Dataset:
         shown = f"left out {len(faults)} images that cannot be decoded: {'; '.join(faults)}"
         console().print(shown, highlight=False, soft_wrap=True)
     train, test = splits
-    for i, name in enumerate(listing.class_names):
-        if np.count_nonzero(train.labels == i) < (1 if test else 2):
+    classes = np.union1d(listing.train.labels, listing.test.labels)
+    for part in (train, test) if cut_off else (train,):
+        if len(missing := np.setdiff1d(classes, part.labels)):
+            name = listing.class_names[missing[0]]
             raise UserError(f"the class {name!r} has too few images to train and validate on")
-    if test is None:
-        train, test = hold_out(train, data.val_share, seed=0)
     if not len(test.labels):
         raise UserError(f"{data.dir} has no image to evaluate on")
     return Dataset(train, test, listing.class_names)
@@ -138,17 +143,22 @@ def _decoded(files, data, resize, advance) -> tuple[Images, dict[int, str]]:
                     bad[i] = result
                 else:
                     images[i - len(bad)] = result
-            return {"images": images[: count - len(bad)]} | _as_arrays(bad)
+            return {"images": images[: count - len(bad)]} | faults_as_arrays(bad)
 
         kept = cached(data, key.hexdigest(), everything)
-    bad = _from_arrays(kept)
+    bad = faults_from_arrays(kept)
     return Images(kept["images"], np.delete(files.labels, list(bad))), bad
 
 
 def _looked_at(files, data, _, advance) -> tuple:
-    """The files that look whole, and index → reason of the others; TFDS's records as they are."""
-    if not isinstance(files, Files):
-        return files._replace(size=data.size), {}
+    """The images that look whole, and index → reason of the others."""
+    bad = files.faults if isinstance(files, Records) else _faults_of_files(files, data, advance)
+    whole = np.ones(len(files.labels), bool)
+    whole[list(bad)] = False
+    return files.select(whole)._replace(size=data.size), bad
+
+
+def _faults_of_files(files: Files, data, advance) -> dict[int, str]:
     paths = [files.root / path for path in files.paths]
     with ThreadPoolExecutor() as pool:
         key = hashlib.sha256(f"{VERSION} scan".encode())
@@ -158,23 +168,20 @@ def _looked_at(files, data, _, advance) -> tuple:
 
         def everything():
             bad = {}
-            for i, reason in enumerate(pool.map(_fault, paths)):
+            for i, reason in enumerate(pool.map(fault, paths)):
                 advance()
                 if reason:
                     bad[i] = reason
-            return _as_arrays(bad)
+            return faults_as_arrays(bad)
 
-        bad = _from_arrays(cached(data, key.hexdigest(), everything))
-    whole = np.ones(len(paths), bool)
-    whole[list(bad)] = False
-    return files.select(whole)._replace(size=data.size), bad
+        return faults_from_arrays(cached(data, key.hexdigest(), everything))
 
 
-def _as_arrays(bad: dict[int, str]) -> dict[str, np.ndarray]:
+def faults_as_arrays(bad: dict[int, str]) -> dict[str, np.ndarray]:
     return {"bad": np.array(list(bad), int), "why": np.array(list(bad.values()), str)}
 
 
-def _from_arrays(arrays) -> dict[int, str]:
+def faults_from_arrays(arrays) -> dict[int, str]:
     return dict(zip(arrays["bad"].tolist(), arrays["why"].tolist(), strict=True))
 
 
@@ -184,7 +191,7 @@ def _digest(files, i):
         content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
     except OSError as error:
         # A damaged record is reported when it is decoded; a disk is not.
-        content = _reason(files.name(i), error).encode()
+        content = reason(files.name(i), error).encode()
     return hashlib.sha256(content).digest()
 
 
@@ -203,35 +210,43 @@ def _decode_or_reason(files, i, size, resize):
     try:
         return decode(files.file(i), size, resize, files.channels)
     except FAULTS as error:
-        return _reason(files.name(i), error)
+        return reason(files.name(i), error)
 
 
-def _fault(path) -> str:
-    """Why a file is not a whole image, without decoding it where its format allows that."""
+def fault(file: Path | io.BytesIO) -> str:
+    """Why this is not a whole image, without decoding it where its format allows that."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if image.format == "PNG":
                 image.verify()
             elif image.format != "JPEG":
                 image.load()
-            elif b"\xff\xd9" not in _end(path):
+            elif b"\xff\xd9" not in _end(file):
                 image.load()  # an end marker may have much behind it
     except FAULTS as error:
-        return _reason(path, error)
+        return reason(str(file), error)
     return ""
 
 
-def _end(path, size=1024):
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
-        return file.read()
+def _end(file, size=1024):
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()[-size:]
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - size))
+        return stream.read()
 
 
-def _reason(path, error):
-    """What is wrong with the image; what is wrong with the disk is not kept."""
+def reason(name: str, error: Exception) -> str:
+    """What is wrong with an image, in short.
+
+    Raises:
+      UserError: it is the disk; that is no fault of the image, and is not to be kept.
+    """
     if isinstance(error, OSError) and error.errno is not None:
-        raise _unreadable(path, error) from error
-    return " ".join(str(error).replace(repr(str(path)), "it").split())
+        raise _unreadable(name, error) from error
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that Pillow knows"
+    return " ".join(str(error).replace(repr(name), "it").split())
 
 
 def _common_size(listing: Listing) -> int:

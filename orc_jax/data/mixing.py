@@ -12,16 +12,16 @@ class Mixture(NamedTuple):
 
     Attributes:
       partner: position in the batch of the other image.
-      own: share of each pixel that is of the image itself, 0 to 1.
+      mask: how much of each pixel is the image itself, 0 to 1.
     """
 
     partner: Int[Array, " B"]
-    own: Float[Array, "H W"]
+    mask: Float[Array, "H W"]
 
     @property
-    def share(self):
+    def lam(self):
         """λ, how much of the mixed image is the image itself."""
-        return self.own.mean()
+        return self.mask.mean()
 
 
 def draw(key, data, batch_size: int, size: tuple[int, int]) -> Mixture | None:
@@ -40,11 +40,11 @@ def draw(key, data, batch_size: int, size: tuple[int, int]) -> Mixture | None:
     partner = jax.random.permutation(partner_key, batch_size)
     if not data.cutmix:
         return Mixture(partner, _blend(share_key, data.mixup, size))
-    own = _box(share_key, box_key, data.cutmix, size)
+    mask = _box(share_key, box_key, data.cutmix, size)
     if data.mixup:
         blend = _blend(share_key, data.mixup, size)
-        own = jnp.where(jax.random.bernoulli(which_key), blend, own)
-    return Mixture(partner, own)
+        mask = jnp.where(jax.random.bernoulli(which_key), blend, mask)
+    return Mixture(partner, mask)
 
 
 def _blend(key, alpha, size):
@@ -74,7 +74,7 @@ def labels_of(labels: Int[Array, " B"], mixture: Mixture | None, smoothing: floa
     soft = jax.nn.one_hot(labels, classes)
     soft = (1 - smoothing) * soft + smoothing / classes
     if mixture is not None:
-        share, partner = mixture.share, mixture.partner
-        soft = share * soft + (1 - share) * soft[partner]
-        labels = jnp.where(share < 0.5, labels[partner], labels)
+        lam, partner = mixture.lam, mixture.partner
+        soft = lam * soft + (1 - lam) * soft[partner]
+        labels = jnp.where(lam < 0.5, labels[partner], labels)
     return labels, soft

@@ -57,18 +57,19 @@ class _Batches:
         epoch, step = divmod(i, self._steps)
         first = step * self._batch_size
         positions = epoch_order(self._seed, epoch, len(self._files.labels))
-        positions = positions[first : first + self._batch_size][self._rows]
-        crop = self._data.resized_crop
-        images = [
-            _read(self._files, self._data, at, crop and (CROP, self._seed, epoch, int(at)))
-            for at in positions
-        ]
-        whole = [row for row, image in enumerate(images) if image is not None]
-        if not whole:
-            raise UserError(f"{self._files.name(positions[0])} and its whole batch are damaged")
-        # In the place of an image that cannot be decoded stands another one of the batch.
-        rows = [row if image is not None else whole[0] for row, image in enumerate(images)]
-        return np.stack([images[row] for row in rows]), self._files.labels[positions[rows]]
+        positions = positions[first : first + self._batch_size]
+        rows = range(self._batch_size)[self._rows]
+        images, labels = zip(*(self._image(positions, row, epoch) for row in rows), strict=True)
+        return np.stack(images), np.array(labels)
+
+    def _image(self, positions, row, epoch):
+        """The image of a row and its label; if it is damaged, the next whole one of the batch."""
+        for at in np.roll(positions, -row):
+            seed = self._data.resized_crop and (CROP, self._seed, epoch, int(at))
+            image = _read(self._files, self._data, at, seed)
+            if image is not None:
+                return image, self._files.labels[at]
+        raise UserError(f"{self._files.name(positions[row])} and its whole batch are damaged")
 
 
 @lru_cache(2)
@@ -139,10 +140,10 @@ def _read(files, data, at: int, crop_seed=None, resize: int = 0) -> np.ndarray |
                 return random_resized_crop(image, files.size, rng, files.channels)
         return decode.decode(files.file(at), files.size, resize, files.channels)
     except decode.FAULTS as error:
-        fault = f"{files.name(at)} cannot be decoded: {error}"
+        fault = f"{files.name(at)} cannot be decoded: {decode.reason(files.name(at), error)}"
         if data.on_error == "stop":
-            raise UserError(f"{fault} (--config.data.on_error=skip leaves it out)") from error
-        print(f"left out: {fault}", file=sys.stderr, flush=True)
+            raise UserError(f"{fault} (--config.data.on_error=skip passes over it)") from error
+        print(f"passed over: {fault}", file=sys.stderr, flush=True)
         return None
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ class Records(NamedTuple):
       labels: [N] int32 class indices.
       channels: 1 (grey) or 3.
       size: to which they are decoded; 0: not known yet.
+      faults: index → what is wrong with the image.
     """
 
     source: Any
@@ -35,6 +37,7 @@ class Records(NamedTuple):
     labels: np.ndarray
     channels: int
     size: int = 0
+    faults: dict[int, str] = {}  # noqa: RUF012 - never written to
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -45,12 +48,11 @@ class Records(NamedTuple):
         """The i-th image, encoded.
 
         Raises:
-          OSError: the record is damaged.
+          OSError: the record is damaged, or has no label.
         """
-        try:
-            return io.BytesIO(self.source[int(self.rows[i])]["image"])
-        except Exception as error:  # array_record raises many kinds
-            raise OSError(f"its record is damaged: {error}") from error
+        if i in self.faults:
+            raise OSError(self.faults[i])
+        return io.BytesIO(self.source[int(self.rows[i])]["image"])
 
     def name(self, i: int) -> str:
         """What to call the i-th image."""
@@ -58,7 +60,9 @@ class Records(NamedTuple):
 
     def select(self, rows: np.ndarray) -> "Records":
         """Those where the mask holds."""
-        return self._replace(rows=self.rows[rows], labels=self.labels[rows])
+        kept = np.flatnonzero(rows)
+        faults = {i: self.faults[at] for i, at in enumerate(kept.tolist()) if at in self.faults}
+        return self._replace(rows=self.rows[kept], labels=self.labels[kept], faults=faults)
 
     def checksums(self) -> dict[str, list]:
         """Name → what tells it from another split: number and CRC-32 of rows and labels."""
@@ -89,9 +93,9 @@ def _versions(name, directory):
 
 
 def find(name: str, data) -> Listing:
-    """The images of the newest version prepared in `data.dir`: `train`, and `test` or `validation`.
+    """The images of the newest version prepared in `data.dir`: `train`, and `validation` or `test`.
 
-    Every record is read once for its label, and the labels are kept.
+    Every record is read once for its label and looked at, and what was found is kept.
 
     Args:
       name: of the builder.
@@ -101,38 +105,40 @@ def find(name: str, data) -> Listing:
       UserError: not prepared, prepared in another form, corrupt, not images with labels, or
         tensorflow-datasets is missing.
     """
-    builder, tfds = _builder(name, data.dir)
-    features, splits = builder.info.features, list(builder.info.splits)
+    builder, sources = _open(name, data.dir)
+    features, folder = builder.info.features, Path(builder.data_dir)
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         raise UserError(f"{name} is no data set of images and labels: it has {', '.join(features)}")
-    if "train" not in splits:
-        raise UserError(f"{name} has no split named train, but {', '.join(splits)}")
+    if "train" not in sources:
+        raise UserError(f"{name} has no split named train, but {', '.join(sources)}")
     height, width, channels = features["image"].shape
-    encoded = {"image": tfds.decode.SkipDecoding()}
-    sources = {}
-    for split in ("train", "test", "validation"):
-        if split in splits:
-            sources[split] = builder.as_data_source(split=split, decoders=encoded)
-    folder, size = builder.data_dir, height if height == width and height else 0
+    size, channels = height if height == width and height else 0, 1 if channels == 1 else 3
+    names = tuple(features["label"].names)
 
     def records(split) -> Records:
-        labels = _labels(sources[split], Path(folder), split, data)
+        labels, faults = _looked_at(sources[split], folder, split, len(names), data)
         rows = np.arange(len(labels))
-        channels_read = 1 if channels == 1 else 3
-        return Records(sources[split], f"{folder}, {split}", rows, labels, channels_read, size)
+        where = f"{folder}, {split}"
+        return Records(sources[split], where, rows, labels, channels, size, faults)
 
-    # ImageNet's test split has no classes.
-    second = next((s for s in sources if s != "train" and _first(sources[s], folder) >= 0), None)
-    return Listing(records("train"), second and records(second), tuple(features["label"].names))
+    train = records("train")
+    for split in ("validation", "test"):
+        # ImageNet's test split has no classes.
+        if split in sources and len((second := records(split)).faults) < len(second.labels):
+            return Listing(train, second, names)
+    return Listing(train, None, names)
 
 
-def _builder(name, directory):
+def _open(name, directory):
+    """The builder, and its splits with images left encoded."""
+    if not re.fullmatch(r"[\w/]+", name) or name.startswith("/"):
+        raise UserError(f"data.name is 'tfds:{name}', allowed: tfds: and the name of a data set")
     if not is_prepared(name, directory):
         raise UserError(f"{name} is not in {directory}: {prepare_command(name, directory)}")
     info = _versions(name, directory)[-1]
     try:
         form = json.loads(info.read_text()).get("fileFormat")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{info} is corrupt: {error}") from error
     if form != "array_record":
         raise UserError(
@@ -140,43 +146,52 @@ def _builder(name, directory):
             f"with {prepare_command(name, directory)}"
         )
     try:
+        import array_record  # noqa: F401 - what TFDS reads it with
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"{info.parent} needs tensorflow-datasets to be read: "
+            f"{info.parent} needs tensorflow-datasets and array_record to be read: "
             "pip install 'orc-jax[tfds]' (without TensorFlow)"
         ) from error
     try:
-        return tfds.builder_from_directory(info.parent), tfds
+        builder = tfds.builder_from_directory(info.parent)
+        encoded = {"image": tfds.decode.SkipDecoding()}
+        return builder, {
+            split: builder.as_data_source(split=split, decoders=encoded)
+            for split in builder.info.splits
+        }
     except Exception as error:
         # The readers raise many kinds for damaged files.
         raise UserError(f"{info.parent} cannot be read: {error}") from error
 
 
-def _first(source, folder) -> int:
-    return _read(lambda: source[0]["label"], folder)
+def _looked_at(source, folder: Path, split, classes: int, data) -> tuple[np.ndarray, dict]:
+    """The label of every record (0 where it is at fault), and index → what is wrong."""
+    # Imported here: it reads records itself.
+    from orc_jax.data import decode
 
-
-def _labels(source, folder: Path, split, data) -> np.ndarray:
-    key = hashlib.sha256(f"labels {split}".encode())
+    key = hashlib.sha256(f"records {split}".encode())
     for file in sorted(folder.iterdir()):
         key.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     key.update((folder / "dataset_info.json").read_bytes())
 
+    def look(i):
+        try:
+            record = source[i]
+        except Exception as error:  # array_record raises many kinds
+            return 0, f"its record is damaged: {' '.join(str(error).split())}"
+        if not 0 <= record["label"] < classes:
+            return 0, f"its label is {record['label']}"
+        return record["label"], decode.fault(io.BytesIO(record["image"]))
+
     def everything():
-        labels = np.empty(len(source), np.int32)
-        with Progress(transient=True, console=console()) as progress:
-            for i in progress.track(range(len(source)), description=f"reading {split} labels"):
-                labels[i] = source[i]["label"]
-        return {"labels": labels}
+        progress = Progress(transient=True, console=console())
+        with ThreadPoolExecutor() as pool, progress:
+            found = pool.map(look, range(len(source)))
+            found = progress.track(found, len(source), description=f"reading {split} labels")
+            labels, faults = zip(*found, strict=True)
+        faults = {i: why for i, why in enumerate(faults) if why}
+        return {"labels": np.array(labels, np.int32)} | decode.faults_as_arrays(faults)
 
-    return _read(lambda: cached(data, key.hexdigest(), everything)["labels"], folder)
-
-
-def _read(get, folder):
-    try:
-        return get()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{folder} cannot be read: {error}") from error
+    kept = cached(data, key.hexdigest(), everything)
+    return kept["labels"], decode.faults_from_arrays(kept)

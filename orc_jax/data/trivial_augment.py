@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-LUMA = (0.299, 0.587, 0.114)
 KINDS = (
     "identity",
     "brightness",
@@ -46,6 +45,13 @@ def draw(key, shape: tuple[int, ...]) -> Change:
     return Change(jax.random.randint(kind_key, shape, 0, len(KINDS)), sign * strength)
 
 
+def grey(images):
+    """The brightness of each pixel [..., H, W, 1]; the mean of channels that are not RGB."""
+    channels = images.shape[-1]
+    weights = (0.299, 0.587, 0.114) if channels == 3 else (1 / channels,) * channels
+    return (images @ jnp.array(weights))[..., None]
+
+
 def apply(images: Float[Array, "*P B H W channels"], change: Change):
     """The changed images; both have levels of 0 to 255."""
     shape = images.shape
@@ -55,12 +61,11 @@ def apply(images: Float[Array, "*P B H W channels"], change: Change):
     def where(name, new, old):
         return jnp.where(kind == KINDS.index(name), new, old)
 
-    grey = images @ jnp.array(LUMA) if shape[-1] == 3 else images[..., 0]
-    grey = grey[..., None]
+    brightness = grey(images)
     # Four changes are a blend: the image's distance to another one, times 1 ± 0.99.
     other = where("brightness", 0, images)
-    other = where("contrast", grey.mean(axis=(1, 2, 3), keepdims=True), other)
-    other = where("saturation", grey, other)
+    other = where("contrast", brightness.mean(axis=(1, 2, 3), keepdims=True), other)
+    other = where("saturation", brightness, other)
     other = where("sharpness", _smooth(images), other)
     images = (other + (images - other) * (1 + 0.99 * strength)).clip(0, 255)
 

@@ -11,7 +11,7 @@ def loss(config, batch: Batch):
     z = batch.logits
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {
-        "ce": losses.cross_entropy(z, batch.targets).mean(axis=1),
+        "ce": losses.cross_entropy(z, batch.truth).mean(axis=1),
         "kd": weight * losses.kd(z, losses.mean_of_others(z), config.temperature),
     }
 

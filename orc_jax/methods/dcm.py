@@ -21,7 +21,7 @@ def loss(config, batch: Batch):
     z = heads.swapaxes(1, 2).reshape(peers * count, size, classes)
     network = np.arange(len(z)) // count
     across = network[:, None] != network[None, :]
-    cross_entropy = losses.cross_entropy(z, batch.targets).mean(axis=1)
+    cross_entropy = losses.cross_entropy(z, batch.truth).mean(axis=1)
     pairs = losses.pairwise_kd(z, config.temperature, floor=FLOOR)
     distillation = jnp.sum(across * pairs, axis=1)
     return {

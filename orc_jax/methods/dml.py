@@ -20,7 +20,7 @@ def loss(config, batch: Batch):
         target = losses.mean_of_others(z)
         target = jax.lax.stop_gradient(target) if config.constant_target else target
         distillation = losses.kd(z, target, config.temperature)
-    return {"ce": losses.cross_entropy(z, batch.targets).mean(axis=1), "kd": distillation}
+    return {"ce": losses.cross_entropy(z, batch.truth).mean(axis=1), "kd": distillation}
 
 
 def check(config, networks):

@@ -9,7 +9,7 @@ from orc_jax.methods.method import Batch, Method
 
 def loss(config, batch: Batch):
     """CE_p of every peer."""
-    return {"ce": losses.cross_entropy(batch.logits, batch.targets).mean(axis=1)}
+    return {"ce": losses.cross_entropy(batch.logits, batch.truth).mean(axis=1)}
 
 
 METHOD = Method(settings={}, loss=loss)

@@ -15,7 +15,7 @@ def loss(config, batch: Batch):
     """CE_s + α KD_T(z_s, z_teacher) of every student; the target is constant."""
     student = ~is_teacher(config, len(batch.logits))
     target = jax.lax.stop_gradient(batch.logits[config.teacher])
-    cross_entropy = losses.cross_entropy(batch.logits, batch.targets).mean(axis=1)
+    cross_entropy = losses.cross_entropy(batch.logits, batch.truth).mean(axis=1)
     return {
         "ce": student * cross_entropy,
         "kd": student * config.alpha * losses.kd(batch.logits, target, config.temperature),

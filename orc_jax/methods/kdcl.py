@@ -16,7 +16,7 @@ TARGETS = ("naive", "linear", "minlogit", "general")
 
 def loss(config, batch: Batch):
     """CE_p + λ KD_T(z_p, t) with one constant target t."""
-    z, y = batch.logits, batch.targets
+    z, y = batch.logits, batch.truth
     target = jax.lax.stop_gradient(
         {
             "naive": lambda: naive(z, y),
@@ -32,7 +32,7 @@ def loss(config, batch: Batch):
 
 
 def naive(z: Float[Array, "P B C"], y: Array) -> Float[Array, "B C"]:
-    """For each image, the logits of the peer with the lowest cross-entropy with `Batch.targets`."""
+    """For each image, the logits of the peer with the lowest cross-entropy with `Batch.truth`."""
     best = losses.cross_entropy(z, y).argmin(axis=0)
     return jnp.take_along_axis(z, best[None, :, None], axis=0)[0]
 

@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     soft_labels: Float[Array, "B C"] | None = None
 
     @property
-    def targets(self):
+    def truth(self):
         """What cross-entropy asks for: the soft labels if there are any, else the labels."""
         return self.labels if self.soft_labels is None else self.soft_labels
 

@@ -37,7 +37,7 @@ def loss(config, batch: Batch):
     targets = jnp.concatenate([targets, z[:-1].mean(axis=0, keepdims=True)])
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {
-        "ce": losses.cross_entropy(z, batch.targets).mean(axis=1),
+        "ce": losses.cross_entropy(z, batch.truth).mean(axis=1),
         "kd": weight * losses.kd(z, targets, config.temperature),
     }
 

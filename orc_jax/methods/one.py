@@ -39,9 +39,9 @@ def loss(config, batch: Batch):
     ensemble = jnp.einsum("bp,pbc->bc", gate, z)
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {
-        "ce": losses.cross_entropy(z, batch.targets).mean(axis=1),
+        "ce": losses.cross_entropy(z, batch.truth).mean(axis=1),
         "kd": weight * losses.kd(z, ensemble, config.temperature),
-        "ensemble_ce": losses.cross_entropy(ensemble, batch.targets).mean(),
+        "ensemble_ce": losses.cross_entropy(ensemble, batch.truth).mean(),
     }
 
 

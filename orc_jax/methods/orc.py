@@ -50,9 +50,9 @@ def is_pivot(config, group_size: int) -> np.ndarray:
 def phase(config, batch: Batch, key) -> Turn:
     """Rank, promote, and say what the teachers learn before they teach."""
     role_key, feedback_key, mixup_key = jax.random.split(key, 3)
-    logits, targets = batch.logits, batch.targets
+    logits, truth = batch.logits, batch.truth
     pivot = is_pivot(config, len(logits))
-    cross_entropy = losses.cross_entropy(logits, targets)
+    cross_entropy = losses.cross_entropy(logits, truth)
 
     promoted = promote(config, cross_entropy.mean(axis=1), role_key)
     turn = assign(config, promoted)
@@ -70,8 +70,8 @@ def phase(config, batch: Batch, key) -> Turn:
 
     def intensive_loss(logits):
         """L_I = λ H(y_t, PT(x̃)) + (1−λ) H(y_F, PT(x̃)) of every teacher."""
-        on_batch = losses.cross_entropy(logits, targets).mean(axis=-1)
-        on_feedback = losses.cross_entropy(logits, targets[feedback]).mean(axis=-1)
+        on_batch = losses.cross_entropy(logits, truth).mean(axis=-1)
+        on_feedback = losses.cross_entropy(logits, truth[feedback]).mean(axis=-1)
         return lam * on_batch + (1 - lam) * on_feedback
 
     lesson = Lesson(
@@ -121,7 +121,7 @@ def loss(config, batch: Batch):
     L_i = (1−β) CE_i  + β ( KD_T(S_i, PT) + Σ_TT KD_T(S_i, TT) )
     """
     logits, (learns, promoted, teaches) = batch.logits, batch.plan
-    cross_entropy = losses.cross_entropy(logits, batch.targets).mean(axis=1)
+    cross_entropy = losses.cross_entropy(logits, batch.truth).mean(axis=1)
     if config.teaching == "individual":
         pairs = losses.pairwise_kd(logits, config.temperature)
         distillation = jnp.sum(teaches * pairs, axis=1)

@@ -28,11 +28,11 @@ class Switch(NamedTuple):
 def switch(
     teachers: Float[Array, "T B C"],
     students: Float[Array, "S B C"],
-    targets: Int[Array, " B"] | Float[Array, "B C"],
+    truth: Int[Array, " B"] | Float[Array, "B C"],
 ) -> Switch:
     """Expert mode iff G > δ and t_label < s_label, ε = exp(−t_label / (t_label + s_label))."""
     p_t, p_s = jax.nn.softmax(teachers)[:, None], jax.nn.softmax(students)[None]
-    y = targets if targets.ndim == 2 else jax.nn.one_hot(targets, teachers.shape[-1])
+    y = truth if truth.ndim == 2 else jax.nn.one_hot(truth, teachers.shape[-1])
 
     def distance(p, q):
         return jnp.abs(p - q).sum(axis=-1).mean(axis=-1)
@@ -46,7 +46,7 @@ def switch(
 def phase(config, batch: Batch, key) -> Turn:
     """Sets the switches; a teacher that is paused by all of its students does not learn."""
     count, size = config.teachers, len(batch.logits)
-    found = switch(batch.logits[:count], batch.logits[count:], batch.targets)
+    found = switch(batch.logits[:count], batch.logits[count:], batch.truth)
     learning = ~found.expert  # [t, s]
     learns = jnp.concatenate([learning.any(axis=1), jnp.ones(size - count, bool)])
     # weights[i, j]: how much i learns from j. All learn from all others, but a teacher not
@@ -67,7 +67,7 @@ def loss(config, batch: Batch):
     learns, weights = batch.plan
     pairs = losses.pairwise_kd(batch.logits, config.temperature)
     return {
-        "ce": learns * losses.cross_entropy(batch.logits, batch.targets).mean(axis=1),
+        "ce": learns * losses.cross_entropy(batch.logits, batch.truth).mean(axis=1),
         "kd": jnp.sum(weights * pairs, axis=1),
     }
 
