@@ -1,0 +1,136 @@
+"""Several real processes on this machine, as a cluster starts them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_command
+from test_folder import picture, save
+
+from orc_jax import metrics
+
+PER_EPOCH = 6
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Trains on images that are streamed, so that every process reads its own rows."""
+    root = tmp_path_factory.mktemp("distributed") / "images"
+    for i, name in enumerate("ab"):
+        for j in range(24):
+            save(root / "train" / name / f"{j:02}.png", picture(100 * i + j, (8, 8)))
+        for j in range(5):
+            save(root / "val" / name / f"{j}.png", picture(1000 * i + j, (8, 8)))
+    settings = {"dir": root, "size": 8, "memory": 0, "cache": root.parent, "resized_crop": True}
+    changes = [f"--config.data.{key}={value}" for key, value in settings.items()]
+    config = "--config=configs/folder.py:dml:resnet8,resnet8"
+    # At a low learning rate, so that rounding stays rounding for a while.
+    changes += ["--config.optimizer.learning_rate=0.001", "--config.epochs=20"]
+    return ["-m", "orc_jax.main", config, *changes, "--config.batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def alone(command, tmp_path_factory):
+    """What one process does."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    run_command(*command, f"--workdir={workdir}", env=QUICK)
+    return workdir
+
+
+def start(count, *args):
+    """The processes of one run, each with one device; what they print is in `process.stdout`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [
+        subprocess.Popen(
+            [sys.executable, *args],
+            cwd=ROOT,
+            env=os.environ
+            | QUICK
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(i),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def end(processes, timeout=120):
+    """(exit status, output, errors) of each."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *out) for process, out in zip(processes, outputs, strict=True)]
+
+
+def wait_for(path, processes):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert all(process.poll() is None for process in processes), end(processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def assert_same_training(workdir, expected):
+    ours, theirs = metrics.read(workdir), metrics.read(expected)
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        # Rounding differs, and grows from step to step; another image would show at once.
+        rtol = 1e-4 if one["epoch"] <= 8 else 0.1
+        np.testing.assert_allclose(one["train"]["loss"], other["train"]["loss"], rtol=rtol)
+
+
+def lines(output):
+    """What the command itself printed."""
+    return [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+
+
+def test_four_processes_train_as_one(command, alone, tmp_path):
+    """Two for the batch, two for the networks."""
+    results = end(start(4, *command, "--config.mesh.peer=2", f"--workdir={tmp_path}/four"))
+    assert [status for status, *_ in results] == [0] * 4, results
+    assert_same_training(tmp_path / "four", alone)
+    # The main one alone has something to say.
+    assert "dml after epoch 20" in results[0][1]
+    assert not any(lines(output) for _, output, _ in results[1:])
+    shown = run_command("-m", "orc_jax.evaluate", f"--workdir={tmp_path}/four").stdout
+    assert f"{metrics.read(tmp_path / 'four')[-1]['test']['loss'][0]:.4f}" in shown
+
+
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(command, alone, tmp_path):
+    command = [*command, f"--workdir={tmp_path}/two"]
+
+    processes = start(2, *command)
+    wait_for(tmp_path / "two" / "checkpoints" / str(PER_EPOCH), processes)
+    processes[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    (status, _, errors), _ = end(processes, timeout=60)
+    assert time.monotonic() - began < 60 and status == 1
+    assert "another process of this run has ended" in errors and "Traceback" not in errors
+
+    processes = start(2, *command)
+    while "epoch" not in (line := processes[0].stdout.readline()):
+        assert line
+    processes[1].send_signal(signal.SIGTERM)
+    results = end(processes)
+    assert [status for status, *_ in results] == [0, 0], results
+    assert "stopped by SIGTERM at step" in results[0][1]
+
+    results = end(start(2, *command))
+    assert [status for status, *_ in results] == [0, 0], results
+    assert "resumed at step" in results[0][1]
+    assert_same_training(tmp_path / "two", alone)
