@@ -29,6 +29,7 @@ setup(
         "cuda": ["jax[cuda]>=0.10"],
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources"],
         "torch": ["torch>=2.6"],
+        "bench": ["torch>=2.6"],
         "test": [
             "array_record",
             "hypothesis",

@@ -1,6 +1,7 @@
 """What the benchmarks share: flags, groups on random images, alternating rounds."""
 
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import jax
@@ -128,25 +129,43 @@ def repeated(state, program, args):
     return once
 
 
-def alternate(run: dict) -> dict[str, np.ndarray]:
-    """Seconds of every function in every round, after one round that does not count."""
+def alternate(
+    run: dict, before: Callable = lambda name: None, rounds: int | None = None
+) -> dict[str, np.ndarray]:
+    """Seconds of every function in every round, after one round that does not count.
+
+    Args:
+      run: name → function.
+      before: called with the name before each call of its function, not counted.
+      rounds: how many, by default `--rounds`.
+    """
     for once in run.values():
         once()
     times: dict = {name: [] for name in run}
-    for _ in range(FLAGS.rounds):
+    for _ in range(rounds or FLAGS.rounds):
         for name, once in run.items():
+            before(name)
             began = time.perf_counter()
             once()
             times[name].append(time.perf_counter() - began)
     return {name: np.array(seconds) for name, seconds in times.items()}
 
 
-def show(columns: tuple[str, ...], rows: list, *notes: str, what: str = "") -> None:
-    """Prints a table with what was run (by default `--network`) and where above it."""
-    title = (
+def show(
+    columns: tuple[str, ...], rows: list, *notes: str, what: str = "", group: str = ""
+) -> None:
+    """Prints a table with what was run and where above it.
+
+    Args:
+      columns, rows, notes: of the table; notes come below it.
+      what: the network, by default `--network`.
+      group: networks, size of the images and batch, where the flags do not say them.
+    """
+    group = group or (
         f"{FLAGS.peers} × {what or FLAGS.network}, {FLAGS.size}×{FLAGS.size}×{FLAGS.channels}, "
-        f"batch {FLAGS.batch}, {jax.devices()[0].device_kind}, {FLAGS.rounds} rounds"
+        f"batch {FLAGS.batch}"
     )
+    title = f"{group}, {jax.devices()[0].device_kind}, {FLAGS.rounds} rounds"
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
