@@ -15,8 +15,8 @@ from orc_jax.models import (
     vgg,
     wide_resnet,
 )
-from orc_jax.models.layers import BatchNorm
 from orc_jax.models.network import Network
+from orc_jax.models.norm import BatchNorm
 
 
 class Entry(NamedTuple):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from orc_jax.models.norm import sum_of_pixels
+
 
 def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
     """`lax.conv_general_dilated`, lowered well for a stack of peers under `jax.vmap`.
@@ -86,7 +88,7 @@ def _depthwise(x, kernel, strides, padding):
         x, kernel = inputs
         d_x = jax.vjp(lambda x: forward(x, kernel), x)[1](d_out)[0]
         seen = shifted(x.astype(jnp.float32), size, strides, padding)
-        d_weights = jnp.stack([_sum_of_pixels(image * d_out) for image in seen])
+        d_weights = jnp.stack([sum_of_pixels(image * d_out) for image in seen])
         return d_x, d_weights.reshape(kernel.shape).astype(kernel.dtype)
 
     convolve = jax.custom_vjp(forward)
@@ -108,12 +110,3 @@ def shifted(x, size, strides, padding, fill=0):
         for i in range(size[0])
         for j in range(size[1])
     ]
-
-
-def _sum_of_pixels(x):
-    """[..., channels] → [channels], half upon half: XLA's own sum over leading axes
-    does one channel at a time, and is ten times slower on a CPU."""
-    x = x.reshape(-1, x.shape[-1])
-    while x.shape[0] > 512 and x.shape[0] % 2 == 0:
-        x = x[: len(x) // 2] + x[len(x) // 2 :]
-    return x.sum(axis=0)

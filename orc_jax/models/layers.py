@@ -1,4 +1,4 @@
-"""Layers that every family shares: convolution, batch norm, pooling, classifier.
+"""Layers that every family shares: convolution, pooling, classifier (batch norm: `norm.py`).
 
 All but the classifier compute in the type of their input, whatever that of their parameters:
 images in bfloat16 make a network of bfloat16 with float32 parameters, statistics and logits.
@@ -10,19 +10,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from orc_jax.models.convolution import per_peer_conv, shifted
-
-
-class BatchNorm(nn.BatchNorm):
-    """Batch norm with PyTorch's defaults: eps 1e-5, running statistics 0.9 old + 0.1 new.
-
-    Statistics are taken, and applied, in float32.
-    """
-
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    def __call__(self, x, use_running_average=None):
-        return super().__call__(x, use_running_average).astype(x.dtype)
 
 
 def _in_inputs_type(inputs, *params, dtype):
