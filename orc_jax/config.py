@@ -32,6 +32,7 @@ def default(method: str = "orc") -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "digits"
     config.data.dir = "data"
+    config.data.train_images = 0  # so many of them, by the seed, each class its share; 0: all
     config.data.pad = 4  # pixels added on each side before the random crop; 0: no crop
     config.data.pad_mode = "zero"
     config.data.flip = True
@@ -134,6 +135,11 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
         ("micro_batches", 1),
     ):
         _at_least(config[key], least, key)
+    if config.data.train_images and config.data.train_images < config.batch_size:
+        raise UserError(
+            f"data.train_images is {config.data.train_images}, allowed: 0 for all, or batch_size, "
+            f"{config.batch_size}, or more"
+        )
     _one_of(config.data.on_error, ("stop", "skip"), "data.on_error")
     if own_data or config.data.name in data.OF_ONE_SIZE:
         for key in ("size", "eval_resize"):

@@ -91,6 +91,9 @@ def prepare(config, data: tuple | None = None) -> Setup:
     config = config.copy_and_resolve_references()
     shape = configs.check(config, len(jax.devices()), own_data=data is not None)
     dataset = datasets.load(config) if data is None else datasets.from_arrays(data[:2], data[2:])
+    dataset = dataset._replace(
+        train=datasets.few(dataset.train, config.data.train_images, config.seed)
+    )
     config.data.class_names = dataset.class_names
     if config.data.pad >= min(dataset.image_shape[:2]):
         raise UserError(

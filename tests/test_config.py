@@ -18,6 +18,8 @@ from orc_jax.run import prepare
         ("data.name", "cifar", "unknown value of data.name 'cifar': did you mean 'cifar10'"),
         ("data.pad_mode", "mirror", "allowed: zero, reflect"),
         ("data.pad", -1, "data.pad is -1"),
+        ("data.train_images", 10, "train_images is 10, allowed: 0 for all, or batch_size, 16, or"),
+        ("data.train_images", -1, "data.train_images is -1, allowed: 0 for all"),
         ("data.size", 32, "data.size is 32, allowed: 0, because digits has images of one size"),
         ("data.cutmix", -1, "data.cutmix is -1.0, allowed: 0 or more"),
         ("data.label_smoothing", 1.1, "data.label_smoothing is 1.1, allowed: 0 to 1"),

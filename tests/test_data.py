@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_config
+from conftest import ROOT, tiny_config, tiny_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -18,6 +18,7 @@ from orc_jax import config as configs
 from orc_jax import data
 from orc_jax.data import batches, cifar, decode, digits, stream, tfds
 from orc_jax.errors import UserError
+from orc_jax.run import prepare
 
 
 def test_digits_are_the_real_ones_split_once_and_evenly():
@@ -352,6 +353,31 @@ def test_held_out_images_are_a_share_of_every_class():
     assert sorted(both) == list(range(60))
     assert np.array_equal(data.hold_out(train, 0.1, seed=0)[1].images, aside.images)
     assert data.hold_out(train, 0.0, seed=0)[1] is None
+
+
+def test_few_training_images_are_of_every_class_alike():
+    images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1)
+    train = data.Images(images, np.repeat([0, 1, 2], [10, 20, 30]).astype(np.int32))
+    some = data.few(train, 12, seed=0)
+    assert np.bincount(some.labels).tolist() == [2, 4, 6]
+    assert all(train.labels[i] == y for i, y in zip(some.images.ravel(), some.labels, strict=True))
+    assert np.array_equal(data.few(train, 12, seed=0).images, some.images)
+    assert not np.array_equal(data.few(train, 12, seed=1).images, some.images)
+    for count in range(3, 61):
+        counts = np.bincount(data.few(train, count, seed=0).labels)
+        assert counts.sum() == count and np.abs(counts - count * np.arange(1, 4) / 6).max() < 1.5
+    assert data.few(train, 0, seed=0) is train
+    with pytest.raises(UserError, match="train_images is 61, allowed: at most the 60 that there"):
+        data.few(train, 61, seed=0)
+
+
+def test_a_run_sees_few_images_and_the_whole_test_split():
+    config = tiny_config()
+    config.data.train_images = 20
+    setup = prepare(config, tiny_data())
+    assert len(setup.train_split.labels) == 20 and setup.steps_per_epoch == 1
+    assert np.bincount(setup.train_split.labels).tolist() == [4] * 5
+    assert len(setup.test_split.labels) == 21
 
 
 @settings(deadline=None, max_examples=15)

@@ -100,6 +100,35 @@ def hold_out(train, share: float, seed: int) -> tuple:
     return train.select(~aside), train.select(aside)
 
 
+def few(train, count: int, seed: int):
+    """So many of the training images or files, at random; every class keeps its share of them.
+
+    Args:
+      train: a split.
+      count: how many; 0: all.
+      seed: which ones.
+
+    Raises:
+      UserError: there are not so many.
+    """
+    total = len(train.labels)
+    if count > total:
+        raise UserError(
+            f"data.train_images is {count}, allowed: at most the {total} that there are"
+        )
+    if not count:
+        return train
+    # An image's place in its class, from 0 to 1: the lowest ones are of all classes alike.
+    order = np.random.default_rng(seed).permutation(total)
+    place = np.empty(total)
+    for label in np.unique(train.labels):
+        members = order[train.labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    chosen = np.zeros(total, bool)
+    chosen[order[np.argsort(place[order], kind="stable")[:count]]] = True
+    return train.select(chosen)
+
+
 def from_arrays(train, test) -> Dataset:
     """A data set of the caller's own arrays.
 
