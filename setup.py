@@ -30,10 +30,12 @@ setup(
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources"],
         "torch": ["torch>=2.6"],
         "bench": ["torch>=2.6"],
+        "experiments": ["matplotlib"],
         "test": [
             "array_record",
             "hypothesis",
             "importlib_resources",
+            "matplotlib",
             "pytest",
             "pytest-xdist",
             "ruff",

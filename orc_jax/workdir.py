@@ -29,6 +29,15 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
                 f"{workdir} is not empty and not a work directory: {others[0]} is in it"
             )
         return
+    check_config(workdir, config)
+    if json.loads((workdir / "data.json").read_text()) != fingerprint(dataset):
+        raise UserError(
+            f"{workdir} belongs to a run on other images or labels: choose another --workdir"
+        )
+
+
+def check_config(workdir: Path, config) -> None:
+    """Raises `UserError` if the directory is that of a run with another config."""
     found = configs.differences(read_config(workdir), config)
     # Where and how images are read does not change a result, nor what is to be done about files
     # that are damaged: which ones they are is in the fingerprint.
@@ -38,10 +47,6 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
             "choose another --workdir, or give the same settings to go on with it"
-        )
-    if json.loads((workdir / "data.json").read_text()) != fingerprint(dataset):
-        raise UserError(
-            f"{workdir} belongs to a run on other images or labels: choose another --workdir"
         )
 
 

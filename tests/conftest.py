@@ -110,6 +110,7 @@ LONGEST = (
     "test_digits",
     "test_models",
     "test_commands",
+    "test_experiments",
     "test_train",
     "test_groups",
     "test_step",

@@ -1,0 +1,1 @@
+"""Studies: named variants, several seeds, and the table and plot that compare them."""

@@ -1,0 +1,33 @@
+"""All methods against each other, for one student network.
+
+Groups are of four students; where a method has a teacher, it is the base's first network, and
+ORC's pivot takes a student's place. SwitOKD's groups have two or three networks, as published,
+and DCM's two.
+"""
+
+from experiments.study import Study
+
+FOUR = "{student},{student},{student},{student}"
+
+STUDY = Study(
+    bases=("configs/digits.py", "configs/cifar10.py", "configs/cifar100.py"),
+    preset="kd",
+    variants={
+        "vanilla": f"ind:{FOUR}",
+        "KD": "kd:{teacher},{student}",
+        "DML": f"dml:{FOUR}",
+        "KDCL": f"kdcl:{FOUR}",
+        "ONE": f"one:{FOUR}",
+        "CL-ILR": f"cl_ilr:{FOUR}",
+        "OKDDip": f"okddip:{FOUR}",
+        "OKDDip-net": f"okddip_net:{FOUR}",
+        "DCM": "dcm:{student},{student}",
+        "SwitOKD": "switokd:{teacher},{student}",
+        "SwitOKD-2T1S": "switokd_2t1s:{teacher},{teacher},{student}",
+        "SwitOKD-1T2S": "switokd_1t2s:{teacher},{student},{student}",
+        "ORC": "orc:{teacher},{student},{student},{student}",
+        "ORC-peers": f"orc_peers:{FOUR}",
+    },
+    baseline="vanilla",
+    seeds=10,
+)

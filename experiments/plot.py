@@ -1,0 +1,40 @@
+"""The plot of a study: every seed a point, every variant its mean and standard deviation."""
+
+import math
+from pathlib import Path
+
+from experiments.results import Result, Summary
+
+GREY, BLUE, ORANGE = "#888888", "#1f77b4", "#d95f02"
+
+
+def save(
+    path: Path, title: str, baseline: str, results: list[Result], summaries: dict[str, Summary]
+) -> None:
+    """Writes a PNG, all of it or nothing; one row a variant, so that names stay readable."""
+    import matplotlib  # an extra; `run.prepare` has looked whether it is there
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    names = list(summaries)
+    figure, axes = pyplot.subplots(figsize=(7.5, 1.6 + 0.42 * len(names)), layout="constrained")
+    for row, name in enumerate(names):
+        values = [result.measure for result in results if result.variant == name]
+        axes.plot(values, [row - 0.18] * len(values), "o", color=GREY, alpha=0.55, markersize=4)
+        mean, std = summaries[name].measure
+        error = None if math.isnan(std) else std
+        color = ORANGE if name == baseline else BLUE
+        axes.errorbar(mean, row + 0.1, xerr=error, fmt="D", color=color, capsize=3, markersize=5)
+    if baseline in summaries:
+        axes.axvline(summaries[baseline].measure[0], color=ORANGE, linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("top-1 accuracy in % (points: seeds; diamonds: mean ± standard deviation)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    new = path.with_name(f"{path.name}.new")
+    figure.savefig(new, format="png", dpi=150)
+    pyplot.close(figure)
+    new.replace(path)
