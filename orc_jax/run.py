@@ -17,7 +17,7 @@ from orc_jax.data import batches, stream
 from orc_jax.distributed import place
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state
-from orc_jax.state import streams
+from orc_jax.state import State, streams
 from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
 from orc_jax.workdir import fingerprint
 
@@ -161,10 +161,10 @@ def prepare(config, data: tuple | None = None) -> Setup:
     )
 
 
-def evaluate(
+def restore(
     workdir: str | Path, which: str = "last", data: tuple | None = None, data_dir: str = ""
-) -> dict:
-    """Restores a checkpoint of a run and evaluates every peer and the ensemble.
+) -> tuple[Setup, State, int]:
+    """What a run's config builds, a checkpoint of it, and the checkpoint's step.
 
     Args:
       workdir: of the run.
@@ -172,11 +172,8 @@ def evaluate(
       data: the arrays that the run was given, if it was given arrays (see `train`).
       data_dir: where the data set is, if not where it was in training.
 
-    Returns:
-      top-1, top-5 and loss, the same numbers that training logged at that step.
-
     Raises:
-      UserError: no such run or checkpoint.
+      UserError: no such run, checkpoint or data.
     """
     config = read_config(workdir)
     if config.data.name == "arrays" and data is None:
@@ -195,7 +192,20 @@ def evaluate(
         setup = prepare(config, data)
         if json.loads((Path(workdir) / "data.json").read_text()) != fingerprint(setup.dataset):
             raise UserError(f"{workdir} was trained on other images or labels than these")
-        state = checkpoints.restore(step, abstract_state(*setup.state_args()))
+        return setup, checkpoints.restore(step, abstract_state(*setup.state_args())), step
+
+
+def evaluate(
+    workdir: str | Path, which: str = "last", data: tuple | None = None, data_dir: str = ""
+) -> dict:
+    """Restores a checkpoint of a run and evaluates every peer and the ensemble.
+
+    Args and raises: see `restore`.
+
+    Returns:
+      top-1, top-5 and loss, the same numbers that training logged at that step.
+    """
+    setup, state, step = restore(workdir, which, data, data_dir)
     _, evaluation_step, _ = compile_steps(setup.config, setup.group, setup.method)
     test = evaluate_split(setup, evaluation_step, state.stacks)
     title = f"{workdir}, {which} checkpoint (step {step})"

@@ -121,7 +121,7 @@ def _by_class(root, split) -> dict[str, list[str]]:
         raise UserError(f"{folder} has no folders of classes")
     found = {}
     for name in classes:
-        found[name] = [os.path.relpath(path, root) for path in _images_below(folder / name)]
+        found[name] = [os.path.relpath(path, root) for path in images_below(folder / name)]
         if not found[name]:
             raise UserError(f"{folder / name} has no image ({', '.join(SUFFIXES)})")
     return found
@@ -144,7 +144,7 @@ def _is_folder(entry) -> bool:
         raise UserError(f"{entry.path} cannot be read: {error.strerror}") from error
 
 
-def _images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
+def images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
     """The image files in a folder and those below it."""
     here = Path(folder).resolve()
     above = above or tuple(here.parents)
@@ -152,7 +152,7 @@ def _images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
         raise UserError(f"{folder} is a symbolic link back to {here}, a folder above it")
     for entry in _entries(folder):
         if _is_folder(entry):
-            yield from _images_below(entry.path, (*above, here))
+            yield from images_below(entry.path, (*above, here))
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry.path
 
