@@ -22,7 +22,8 @@ def run(command: Callable[..., object], *arguments: str) -> None:
 
     Args:
       command: called with the arguments that are not flags.
-      arguments: what those are, e.g. "FILE"; each must be given once.
+      arguments: what those are, e.g. "FILE"; each must be given once, or the last one, "FILE…",
+        once or more.
     """
 
     def main(argv):
@@ -44,12 +45,13 @@ def run(command: Callable[..., object], *arguments: str) -> None:
 def _parse(arguments, argv):
     try:
         rest = flags.FLAGS(argv)
-        if unexpected := rest[1 + len(arguments) :]:
+        several = bool(arguments) and arguments[-1].endswith("…")
+        if (unexpected := rest[1 + len(arguments) :]) and not several:
             raise UserError(
                 f"unexpected argument {unexpected[0]!r}: every setting is written --name=value"
             )
         if missing := arguments[len(rest) - 1 :]:
-            raise UserError(f"{missing[0]} is required")
+            raise UserError(f"{missing[0].removesuffix('…')} is required")
         return rest
     except (UserError, flags.Error) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))

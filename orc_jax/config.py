@@ -292,7 +292,7 @@ def from_json(text: str) -> ConfigDict:
 
 def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
     """The keys at which two configs differ, each as "key: value → other value"."""
-    one, other = _flat(json.loads(to_json(one))), _flat(json.loads(to_json(other)))
+    one, other = flat(json.loads(to_json(one))), flat(json.loads(to_json(other)))
     return [
         f"{key}: {one.get(key)!r} → {other.get(key)!r}"
         for key in sorted(one.keys() | other.keys())
@@ -300,7 +300,7 @@ def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
     ]
 
 
-def _flat(tree, prefix=""):
+def flat(tree, prefix=""):
     """Nested dicts, and lists of dicts, as one dict with dotted keys."""
     if isinstance(tree, dict):
         items = {f"{prefix}.{key}" if prefix else key: value for key, value in tree.items()}
@@ -308,4 +308,4 @@ def _flat(tree, prefix=""):
         items = {f"{prefix}[{i}]": value for i, value in enumerate(tree)}
     else:
         return {prefix: tree}
-    return {k: v for key, value in items.items() for k, v in _flat(value, key).items()}
+    return {k: v for key, value in items.items() for k, v in flat(value, key).items()}

@@ -7,6 +7,7 @@ from orc_jax.errors import UserError
 # Okabe & Ito (2008): told apart by colour-blind readers too. A peer keeps its colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 COLUMNS = 5
+MAP, OPAQUE = "inferno", 0.6  # colours of heat, and how much they cover of the image
 
 
 def new(width: float, height: float):
@@ -48,8 +49,14 @@ def overlays(title: str, pixels: np.ndarray, captions: list[str], heat: list[np.
         panel.set_title(text, fontsize=8)
         panel.imshow(picture)
         if one is not None:
-            panel.imshow(one, cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="bilinear")
+            panel.imshow(one, cmap=MAP, alpha=OPAQUE, vmin=0, vmax=1, interpolation="bilinear")
     return figure
+
+
+def blend(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The heat map [H, W] over the image [H, W, channels], as one: uint8 [H, W, 3]."""
+    colours = new(1, 1).add_subplot().imshow(heat, cmap=MAP, vmin=0, vmax=1).to_rgba(heat)
+    return (OPAQUE * 255 * colours[..., :3] + (1 - OPAQUE) * pixels).astype(np.uint8)
 
 
 def surfaces(title: str, captions: list[str], heat: list[np.ndarray]):
@@ -60,13 +67,14 @@ def surfaces(title: str, captions: list[str], heat: list[np.ndarray]):
       captions: of each surface.
       heat: [H, W] of each, 0 to 1.
     """
-    figure = new(6.5, 5.5)
+    figure = new(4.8, 4.4 + 0.2 * len(heat))
     axes = figure.add_subplot(projection="3d")
     rows, columns = heat[0].shape
     x, y = np.meshgrid(np.arange(columns), np.arange(rows))
     for peer, one in enumerate(heat):
         axes.plot_surface(x, y, one, color=colour(peer), alpha=0.45, edgecolor="none")
     axes.set(xlabel="x", ylabel="y", zlabel="heat", zlim=(0, 1), title=title)
+    axes.set_box_aspect(None, zoom=0.85)  # the layout has no eye for the z axis's label
     axes.invert_yaxis()  # rows count downwards, as in the image
     from matplotlib.patches import Patch
 

@@ -1,0 +1,52 @@
+"""`python -m orc_jax.report RUN [RUN …] --out=report.html`: what runs learned, on one page.
+
+The file needs no network and no other file: plots are SVG within it, images data URIs.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from orc_jax import commands
+from orc_jax.errors import UserError
+from orc_jax.report.findings import find
+from orc_jax.report.page import page
+
+
+def report(
+    workdirs: list[str], out: str | Path, checkpoint: str = "last", data_dir: str = ""
+) -> None:
+    """Writes the page about these runs, from their records and a checkpoint of each.
+
+    Args:
+      workdirs: of the runs.
+      out: the file.
+      checkpoint, data_dir: see `run.restore`.
+
+    Raises:
+      UserError: no such run, checkpoint or data, or the file cannot be written.
+    """
+    content = page([find(workdir, checkpoint, data_dir) for workdir in workdirs])
+    try:
+        Path(out).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+
+
+def main() -> None:
+    """The command line."""
+    out = flags.DEFINE_string("out", "report.html", "The file to be written.")
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", "last", "last, best, or the step of a checkpoint."
+    )
+    data_dir = flags.DEFINE_string("data_dir", "", "Where the data is, if it was moved.")
+
+    def command(*workdirs):
+        report(workdirs, out.value, checkpoint.value, data_dir.value)
+        print(f"{len(workdirs)} runs → {out.value}")
+
+    commands.run(command, "RUN…")
+
+
+if __name__ == "__main__":
+    main()

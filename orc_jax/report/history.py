@@ -1,0 +1,89 @@
+"""What the records of a run say, epoch after epoch."""
+
+from orc_jax.report import plots
+from orc_jax.report.findings import Findings
+from orc_jax.report.html import grid
+
+
+def curves(one: Findings) -> str:
+    """Accuracy and loss of every peer over the epochs."""
+    names, found = one.titles, []
+    for split, label in (("test", "Test"), ("train", "Training")):
+        records = [record for record in one.records if split in record]
+        if not records:
+            continue
+        at = [record["epoch"] for record in records]
+        for key, title, unit in (("top1", "top-1 accuracy", "%"), ("loss", "loss", "")):
+            values = zip(*(record[split][key] for record in records), strict=True)
+            series, colours = dict(zip(names, values, strict=True)), list(range(len(names)))
+            if split == "test" and len(names) > 1:
+                series["ensemble"] = [record[split]["ensemble"][key] for record in records]
+                colours.append(len(names))
+            found.append(
+                plots.lines(f"{label} {title}", at, series, colours, unit, dashed=["ensemble"])
+            )
+    return grid(found) or "<p>No epoch is finished yet.</p>"
+
+
+def per_peer(one: Findings, key: str) -> dict[str, list[float]]:
+    """Peer → values over the epochs, of those with any."""
+    values = zip(*(record["train"][key] for record in one.records), strict=True)
+    return dict(zip(one.titles, values, strict=True))
+
+
+def roles(one: Findings) -> str:
+    """Who was promoted when, who asked for feedback samples, who learned from the loss."""
+    if not one.records:
+        return ""
+    at, found = [record["epoch"] for record in one.records], []
+    for key, title in (
+        ("promoted", "Share of promotions"),
+        ("asked", "Share of the feedback samples asked for"),
+    ):
+        if key in one.records[0]["train"]:
+            everyone = per_peer(one, key)
+            some = {name: values for name, values in everyone.items() if any(values)}
+            colours = [i for i, name in enumerate(everyone) if name in some]
+            found.append(plots.stacked(title, at, some, colours))
+    learned = {name: [100 * x for x in xs] for name, xs in per_peer(one, "learned").items()}
+    if any(0 < x < 100 for values in learned.values() for x in values):
+        title = "Steps in which it learned from the loss"
+        found.append(plots.lines(title, at, learned, range(len(learned)), "%", bounds=(0, 100)))
+    return grid(found)
+
+
+def loss_terms(one: Findings) -> str:
+    """The terms' shares of the whole loss."""
+    if not one.records:
+        return ""
+    names = [name for name, value in one.records[-1]["train"]["term_share"].items()]
+    shares = {
+        name: [record["train"]["term_share"][name] for record in one.records] for name in names
+    }
+    at = [record["epoch"] for record in one.records]
+    return grid([plots.stacked("Share of the loss", at, shares, range(len(shares)))])
+
+
+def switches(one: Findings) -> str:
+    """SwitOKD: the gap G, δ, and how often the teacher is paused (expert mode)."""
+    if not one.records:
+        return ""
+    at, train = [record["epoch"] for record in one.records], one.records[0]["train"]
+    pairs = [key.removeprefix("gap/") for key in train if key.startswith("gap/")]
+    if not pairs:
+        return ""
+
+    def over_time(key):
+        return [record["train"][key] for record in one.records]
+
+    names = {pair: "teacher {}, student {}".format(*pair.split("_")) for pair in pairs}
+    gaps = {f"G, {names[pair]}": over_time(f"gap/{pair}") for pair in pairs}
+    deltas = {f"δ, {names[pair]}": over_time(f"delta/{pair}") for pair in pairs}
+    expert = {names[pair]: [100 * x for x in over_time(f"expert/{pair}")] for pair in pairs}
+    colours = list(range(len(pairs)))
+    return grid(
+        [
+            plots.lines("Gap and threshold", at, gaps | deltas, colours * 2, dashed=list(deltas)),
+            plots.lines("Steps in expert mode", at, expert, colours, "%", bounds=(0, 100)),
+        ]
+    )
