@@ -73,7 +73,7 @@ def prepare(
       UserError: something is wrong.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("studies need matplotlib: pip install -e '.[experiments]'")
+        raise UserError("studies need matplotlib: pip install -e '.[plots]'")
     study, title = studies.load(path)
     for name in only:
         if name not in study.variants:

@@ -19,7 +19,7 @@ def new(width: float, height: float):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("figures need matplotlib: pip install -e '.[report]'") from error
+        raise UserError("figures need matplotlib: pip install -e '.[plots]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
