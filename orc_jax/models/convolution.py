@@ -4,11 +4,36 @@ XLA runs grouped convolutions on a CPU some thirty times slower than it could, a
 at half the speed of a matrix product; `python -m benchmarks.networks` measures what is here.
 """
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from orc_jax.models.norm import sum_of_pixels
+
+_TARGET = ContextVar("target", default="")
+
+
+@contextmanager
+def made_for(target: str):
+    """What is traced within is made for another machine than this one.
+
+    Args:
+      target: "cpu", or "any": of XLA's own operations, which every platform and every
+        converter to another format knows; a stack's gradients need the former or neither.
+    """
+    before = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(before)
+
+
+def target() -> str:
+    """What layers are made for: "any", or a platform, in general this process's."""
+    return _TARGET.get() or jax.default_backend()
 
 
 def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
@@ -24,7 +49,7 @@ def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
       rhs: [height, width, channels / groups, features].
       strides, padding, kwargs: as `flax.linen.Conv` gives them.
     """
-    if jax.default_backend() == "cpu":
+    if target() == "cpu":
         if rhs.shape[:2] == (1, 1):
             return _pointwise(lhs, rhs, strides, kwargs["feature_group_count"])
         if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[-1]:
