@@ -34,7 +34,7 @@ from orc_jax.methods.feedback import draw_feedback
 from orc_jax.run import prepare, training_batches
 from orc_jax.state import streams
 from orc_jax.step import compile_steps
-from orc_jax.torch_weights import torch_name
+from orc_jax.torch_weights import torch_tensors
 
 # name → (config file, its preset, whether it needs a GPU).
 ROWS = {
@@ -118,20 +118,6 @@ def arrays(config):
         images = rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
         labels = rng.permutation(np.arange(len(images)) % 100)
         return (images, labels, images[:500], labels[:500]), "random images"
-
-
-def torch_tensors(network: str, variables) -> dict[str, np.ndarray]:
-    """A network's variables by PyTorch's names: the inverse of `torch_weights.convert`."""
-    tensors = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        keys, prefix = tuple(key.key for key in path[1:]), ""
-        if keys[0].startswith("auxiliary"):
-            prefix, *keys = keys
-        value = np.asarray(leaf)
-        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        name = torch_name(network, tuple(keys))
-        tensors[f"{prefix}.{name}" if prefix else name] = value
-    return tensors
 
 
 def weights(setup, state) -> list[dict[str, np.ndarray]]:

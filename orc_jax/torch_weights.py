@@ -104,6 +104,25 @@ def torch_name(network: str, path: tuple[str, ...]) -> str:
     return name + _LEAVES[path[-1]]
 
 
+def torch_tensors(network: str, variables) -> dict[str, np.ndarray]:
+    """A network's variables by PyTorch's names: the inverse of `convert`.
+
+    Args:
+      network: our name of the network.
+      variables: {"params", "batch_stats"}; auxiliary heads get their own name as a prefix.
+    """
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        keys, prefix = tuple(key.key for key in path[1:]), ""
+        if keys[0].startswith("auxiliary"):
+            prefix, *keys = keys
+        value = np.asarray(leaf)
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        name = torch_name(network, tuple(keys))
+        tensors[f"{prefix}.{name}" if prefix else name] = value
+    return tensors
+
+
 def convert(tensors: dict[str, np.ndarray], network: str, template):
     """Puts PyTorch's tensors in the places of a network's variables.
 
