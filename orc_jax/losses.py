@@ -76,6 +76,11 @@ def mean_of_others(logits: Float[Array, "P B C"]) -> Float[Array, "P B C"]:
     return (logits.sum(axis=0) - logits) / (len(logits) - 1)
 
 
+def ensemble(log_probs: Float[Array, "P B C"]) -> Float[Array, "B C"]:
+    """Logarithm of the mean of the peers' softmax outputs, given the logarithms of these."""
+    return jax.nn.logsumexp(log_probs, axis=0, b=1 / len(log_probs))
+
+
 def diversity(logits: Float[Array, "P B C"]) -> Float[Array, " B"]:
     """Mean L2 distance between the softmax outputs of two peers (OKDDip, arXiv 1912.00350)."""
     p = jax.nn.softmax(logits)

@@ -246,8 +246,7 @@ def make_evaluation_step(group: peers.Group, batch_size: int):
         images, labels, counts = batches.evaluation_batch(data, index, batch_size)
         logits = passes.predict_group(group, stacks, passes.share(images, "data"))
         log_probs = jax.nn.log_softmax(logits)
-        ensemble = jax.nn.logsumexp(log_probs, axis=0, b=1 / group.size)
-        log_probs = jnp.concatenate([log_probs, ensemble[None]])
+        log_probs = jnp.concatenate([log_probs, losses.ensemble(log_probs)[None]])
         best = lax.top_k(log_probs, min(5, log_probs.shape[-1]))[1] == labels[:, None]
         batch = {
             "top1": best[..., 0],
