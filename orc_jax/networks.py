@@ -114,6 +114,31 @@ def _from(source, network, template):
     return _from_run(directory, chosen, network)
 
 
+def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
+    """The networks in a run's checkpoint.
+
+    Args:
+      workdir: of the run.
+      which: "last", "best" or the step of a checkpoint.
+
+    Returns:
+      Its step, and every peer's {"params", "batch_stats"} as a plain network.
+
+    Raises:
+      UserError: no such run or checkpoint.
+    """
+    config = read_config(workdir)
+    if not has_checkpoint(workdir):
+        raise UserError(f"{workdir} has no checkpoint yet")
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.step(which)
+        stacks = checkpoints.restore_arrays(step)["stacks"]
+    layout = peers.layout(config, methods.get(config.method.name))
+    states = [peers.StackState(stack["params"], stack["stats"], None) for stack in stacks]
+    everyone = range(len(config.peers))
+    return step, [peers.plain_variables(layout, states, peer) for peer in everyone]
+
+
 def _from_run(workdir, chosen, network):
     """Variables of a peer of an earlier run, from its best checkpoint."""
     config = read_config(workdir)
@@ -125,10 +150,4 @@ def _from_run(workdir, chosen, network):
         raise UserError(f"{workdir} has no {network} {chosen!r}, allowed: {', '.join(same)}")
     if not chosen and len(same) > 1:
         raise UserError(f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(same)}")
-    if not has_checkpoint(workdir):
-        raise UserError(f"{workdir} has no checkpoint yet")
-    with Checkpoints(workdir) as checkpoints:
-        stacks = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
-    layout = peers.layout(config, methods.get(config.method.name))
-    states = [peers.StackState(stack["params"], stack["stats"], None) for stack in stacks]
-    return peers.plain_variables(layout, states, int(chosen or same[0]))
+    return of_checkpoint(workdir, "best")[1][int(chosen or same[0])]
