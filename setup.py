@@ -1,10 +1,15 @@
 """Package metadata; tool settings are in pyproject.toml."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+VERSIONS = Path(__file__).parent / "orc_jax" / "versions.py"
 
 setup(
     name="orc-jax",
-    version="0.1.0",
+    version=re.search('VERSION = "(.+)"', VERSIONS.read_text())[1],
     description="Online knowledge distillation in JAX: groups of networks that teach each other.",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -27,12 +32,15 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda]>=0.10"],
+        "export": ["flatbuffers"],
+        "onnx": ["flatbuffers", "jax2onnx>=0.17", "onnxruntime"],
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources"],
         "torch": ["torch>=2.6"],
         "bench": ["torch>=2.6"],
         "plots": ["matplotlib>=3.9"],
         "test": [
             "array_record",
+            "flatbuffers",
             "hypothesis",
             "importlib_resources",
             "matplotlib>=3.9",

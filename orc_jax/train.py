@@ -71,7 +71,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
     distributed.meet("the work directory is checked")
     with Lock(workdir), Interruption() as interruption, distributed.lost_processes_are_named():
-        claim(workdir, config, setup.dataset)
+        claim(workdir, config, setup.dataset, _images(setup))
         distributed.meet("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
             return _train(setup, workdir, weights, checkpoints, interruption, called)
@@ -187,18 +187,26 @@ def renewal(setup, prediction_step):
 def _save_kept(setup, workdir, state):
     """Writes the networks that the training was for, each as a plain one, to `networks/PEER`."""
     stacks = jax.jit(lambda stacks: stacks, out_shardings=setup.everywhere)(state.stacks)
-    mean, std = setup.test_split.mean.tolist(), setup.test_split.std.tolist()
     for peer in setup.kept:
         description = {
             "network": setup.group.names[peer],
             "num_classes": setup.dataset.num_classes,
             "class_names": setup.dataset.class_names,
-            "image_shape": setup.dataset.image_shape,
-            "mean": mean,
-            "std": std,
+            **_images(setup),
         }
         variables = peers.plain_variables(setup.group.stacks, stacks, peer)
         networks.save(workdir / "networks" / str(peer), variables, description)
+
+
+def _images(setup) -> dict:
+    """What a network of this run must be given: images of this shape, of files scaled to
+    `resize` before their centre is taken, and normalised by mean and std."""
+    return {
+        "image_shape": setup.dataset.image_shape,
+        "resize": setup.config.data.eval_resize,
+        "mean": setup.test_split.mean.tolist(),
+        "std": setup.test_split.std.tolist(),
+    }
 
 
 def _training(state: State) -> dict:

@@ -1,6 +1,8 @@
 """A work directory belongs to one config and data set, and to one process at a time."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 from orc_jax import config as configs
@@ -8,6 +10,7 @@ from orc_jax.checkpoint import read_config
 from orc_jax.data import Dataset
 from orc_jax.distributed import is_main
 from orc_jax.errors import UserError
+from orc_jax.versions import versions
 
 try:
     import fcntl
@@ -23,7 +26,7 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
         raise UserError(f"{workdir} is a file, not a work directory")
     if not (workdir / "config.json").exists():
         # A kill may have left these before there was a config.
-        ours = {".lock", "config.json.new", "data.json"}
+        ours = {".lock", "config.json.new", "data.json", "run.json"}
         if others := [path.name for path in workdir.iterdir() if path.name not in ours]:
             raise UserError(
                 f"{workdir} is not empty and not a work directory: {others[0]} is in it"
@@ -50,9 +53,15 @@ def check_config(workdir: Path, config) -> None:
         )
 
 
-def claim(workdir: Path, config, dataset: Dataset) -> None:
-    """Makes an unclaimed work directory this config's; the config is written last."""
+def claim(workdir: Path, config, dataset: Dataset, images: dict) -> None:
+    """Makes an unclaimed work directory this config's; the config is written last.
+
+    Args:
+      images: what networks are to be given, kept for when the data is not at hand.
+    """
     if is_main() and not (workdir / "config.json").exists():
+        began = {"command": shlex.join(sys.orig_argv), "versions": versions()}
+        (workdir / "run.json").write_text(json.dumps(images | began, indent=2) + "\n")
         (workdir / "data.json").write_text(json.dumps(fingerprint(dataset)))
         temporary = workdir / "config.json.new"
         temporary.write_text(configs.to_json(config))

@@ -1,0 +1,12 @@
+"""This package's version, and those of what its results depend on."""
+
+import platform
+from importlib import metadata
+
+VERSION = "0.1.0"
+
+
+def versions() -> dict[str, str]:
+    """Name → version."""
+    others = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {"orc_jax": VERSION, "python": platform.python_version()} | others
