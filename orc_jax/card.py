@@ -1,0 +1,164 @@
+"""The model card of an export, its README.md."""
+
+import numpy as np
+
+CARD = """\
+# {networks}
+
+An image classifier of {classes} classes: {who}, trained by `{method}` and exported by orc_jax.
+
+## Data
+
+`{data}`: {train:,} training and {test:,} test images. Classes: {class_names}.
+
+## Networks
+
+{networks}: {parameters:,} parameters. The group that trained together: {group}.
+
+## Method
+
+`{method}` ({settings}), {epochs} epochs, batch {batch}, {optimizer}. `export.json` has the whole
+config.
+
+## Accuracy
+
+{accuracy}
+
+## Input and output
+
+Images: uint8 [B, {shape}] (height, width, channels), 0 to 255, for any B. {scaling}
+(x / 255 − mean) / std with mean {mean} and std {std} is part of the StableHLO and ONNX programs.
+
+{output} [B, {classes}]; their softmax are the probabilities. All is computed in float32.
+
+## Files
+
+{files}
+
+With orc_jax:
+
+```python
+import orc_jax
+model = orc_jax.load("{folder}")
+probabilities = model.predict(images)  # uint8 [B, {shape}] → [B, {classes}]
+```
+
+    python -m orc_jax.predict {folder} image.jpg folder/
+
+## Commands
+
+    {training}
+    {export}
+
+## Versions
+
+Training: {training_versions}. Export: {versions}.
+"""
+
+USES = {
+    "model.stablehlo": """\
+the program, for CPUs and NVIDIA GPUs. It needs JAX and flatbuffers alone; later versions of JAX
+than {jax} read it as long as `jax.export` promises, for half a year at least:
+
+```python
+import jax.export
+import numpy as np
+model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+logits = model.call(np.zeros([1, {shape}], np.uint8))
+```""",
+    "model.safetensors": """\
+the variables, by the names of orc_jax; `flax.traverse_util.unflatten_dict(tensors, sep="/")` are
+those of `orc_jax.models.create(name, {classes})`.""",
+    "model.torch.safetensors": """\
+the variables, by the names of the network's PyTorch program, for its `load_state_dict`. It is
+given normalised images [B, channels, height, width].""",
+    "model.onnx": """\
+the program, from `images` to `logits`, by jax2onnx:
+
+```python
+import numpy as np
+import onnxruntime
+model = onnxruntime.InferenceSession("model.onnx")
+(logits,) = model.run(None, {{"images": np.zeros([1, {shape}], np.uint8)}})
+```""",
+}
+
+
+def text(about: dict, folder: str) -> str:
+    """The card.
+
+    Args:
+      about: what `export.json` says.
+      folder: the export's name.
+    """
+    config, images, training = about["config"], about["images"], about["training"]
+    ensemble = about["peer"] == "ensemble"
+    method = dict(config["method"])
+    facts = {
+        "networks": ", ".join(about["networks"]),
+        "classes": len(about["class_names"]),
+        "who": f"the ensemble of {len(about['networks'])} networks"
+        if ensemble
+        else f"peer {about['peer']} of a group of {len(config['peers'])}",
+        "method": method.pop("name"),
+        "settings": ", ".join(f"{key} {value}" for key, value in method.items()) or "no settings",
+        "data": config["data"]["name"],
+        # Of arrays the checksums begin with a shape, of files with their number.
+        "train": int(np.ravel(about["data"]["train_labels"][0])[0]),
+        "test": int(np.ravel(about["data"]["test_labels"][0])[0]),
+        "class_names": _some(about["class_names"]),
+        "parameters": about["parameters"],
+        "group": ", ".join(peer["model"] for peer in config["peers"]),
+        "epochs": config["epochs"],
+        "batch": config["batch_size"],
+        "optimizer": config["optimizer"]["name"],
+        "accuracy": _accuracy(about),
+        "shape": ", ".join(map(str, images["image_shape"])),
+        "scaling": _scaling(images),
+        "mean": [round(value, 4) for value in images["mean"]],
+        "std": [round(value, 4) for value in images["std"]],
+        "output": "The logarithm of the mean of the networks' softmax outputs"
+        if ensemble
+        else "Logits",
+        "folder": folder,
+        "training": training.get("command", "# of the training, the command was not noted"),
+        "export": about["command"],
+        "training_versions": _versions(training.get("versions", {})),
+        "versions": _versions(about["versions"]),
+        "jax": about["versions"]["jax"],
+    }
+    facts["files"] = "\n\n".join(
+        f"**{file}**: " + (f"left out, {result}" if isinstance(result, str) else USES[file])
+        for file, result in about["files"].items()
+    ).format(**facts)
+    return CARD.format(**facts)
+
+
+def _some(names, most=20):
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if names[most:] else shown
+
+
+def _accuracy(about):
+    scores = about["scores"]
+    if not scores:
+        return f"Not evaluated up to step {about['step']}, of which these weights are."
+    return (
+        f"On the test images: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
+        f"cross-entropy {scores['loss']:.4f}, evaluated at step {scores['step']}; the weights are "
+        f"of step {about['step']}."
+    )
+
+
+def _scaling(images):
+    height, width, _ = images["image_shape"]
+    if height != width:
+        return ""
+    return (
+        f"Of a file, the shorter side is scaled to {images['resize'] or width} pixels and the "
+        f"centre of {height}×{width} taken."
+    )
+
+
+def _versions(versions):
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "not noted"
