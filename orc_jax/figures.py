@@ -73,8 +73,9 @@ def surfaces(title: str, captions: list[str], heat: list[np.ndarray]):
     x, y = np.meshgrid(np.arange(columns), np.arange(rows))
     for peer, one in enumerate(heat):
         axes.plot_surface(x, y, one, color=colour(peer), alpha=0.45, edgecolor="none")
-    axes.set(xlabel="x", ylabel="y", zlabel="heat", zlim=(0, 1), title=title)
-    axes.set_box_aspect(None, zoom=0.85)  # the layout has no eye for the z axis's label
+    axes.set(xlabel="x", ylabel="y", zlim=(0, 1), title=title)
+    axes.set_zlabel("heat", labelpad=8)
+    axes.set_box_aspect(None, zoom=0.82)  # the layout has no eye for the z axis's label
     axes.invert_yaxis()  # rows count downwards, as in the image
     from matplotlib.patches import Patch
 
@@ -82,6 +83,6 @@ def surfaces(title: str, captions: list[str], heat: list[np.ndarray]):
     figure.legend(
         handles=[Patch(color=colour(i), alpha=0.6, label=name) for i, name in enumerate(names)],
         loc="outside lower center",
-        fontsize=8,
+        fontsize=10,
     )
     return figure

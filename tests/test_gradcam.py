@@ -168,15 +168,10 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
             gradcam.classes_of(classes, subject, subjects.pictures(images, subject))
 
 
-def test_mistakes_get_one_line(tmp_path):
-    for args, message in (
-        (("--images=test:0",), "give either --workdir=RUN or --network=DIR"),
-        (("--images=test:0", f"--workdir={tmp_path}"), "is not a work directory"),
-    ):
-        result = run_command(*COMMAND, *args, check=False)
-        assert result.returncode == 1
-        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-        assert message in result.stderr
+def test_mistakes_get_one_line():
+    result = run_command(*COMMAND, "--images=test:0", check=False)
+    assert result.returncode == 1
+    assert result.stderr == "error: give either --workdir=RUN or --network=DIR\n"
 
 
 def test_a_network_from_pytorch(tmp_path):

@@ -43,7 +43,7 @@ def main() -> None:
 
     def command(*workdirs):
         report(workdirs, out.value, checkpoint.value, data_dir.value)
-        print(f"{len(workdirs)} runs → {out.value}")
+        print(f"{', '.join(workdirs)} → {out.value}")
 
     commands.run(command, "RUN…")
 

@@ -14,7 +14,8 @@ from orc_jax.report.html import figure, grid, table, thumbnail, uri
 from orc_jax.report.style import STYLE
 from orc_jax.subjects import pictures
 
-EXAMPLES = 4  # images of a pair of classes, and those that Grad-CAM is shown for
+EXAMPLES = 3  # images of a pair of classes
+LOOKS = 4  # images that Grad-CAM is shown for
 PAIRS = 6  # of classes
 FILLED_IN = ("data.class_names", "data.streamed")  # settings that are not the user's
 
@@ -193,10 +194,10 @@ def agreement(one: Findings) -> str:
 def looks(one: Findings) -> str:
     """Grad-CAM of two images that a kept network got wrong, and two that all got right."""
     wrong = [mistaken(one, label, named)[0] for label, named, _ in confused_pairs(one)]
-    wrong = list(dict.fromkeys(wrong))[: EXAMPLES // 2]
+    wrong = list(dict.fromkeys(wrong))[: LOOKS // 2]
     right = np.flatnonzero(one.answers.correct.all(axis=0)).tolist()
     views, groups = gradcam.viewer(one.subject), []
-    for at in wrong + right[: EXAMPLES - len(wrong)]:
+    for at in wrong + right[: LOOKS - len(wrong)]:
         (picture,) = pictures([f"test:{one.answers.positions[at]}"], one.subject)
         seen = views(picture, gradcam.PREDICTED)
         texts, heat = gradcam.captions(one.subject, seen), [view.heat[0] for view in seen]

@@ -46,11 +46,17 @@ def lines(
     parts = [_axes(x, y, (epochs[0], epochs[-1]), (low, high), "epoch")]
     for i, (name, values) in zip(colours, series.items(), strict=True):
         points = [
-            f"{x(e):.1f},{y(v):.1f}" for e, v in zip(epochs, values, strict=True) if np.isfinite(v)
-        ] or [f"{x(epochs[0]):.1f},{y(low):.1f}"]
+            (f"{x(e):.1f}", f"{y(v):.1f}")
+            for e, v in zip(epochs, values, strict=True)
+            if np.isfinite(v)
+        ]
+        if not points:
+            continue
         dash = ' stroke-dasharray="5 3"' if name in dashed else ""
-        path = f"M{'L'.join(points)}h0"  # so that a single point shows too
+        path = "M" + "L".join(map(",".join, points))
         parts.append(f'<path class="line" d="{path}" stroke="{colour(i)}"{dash}/>')
+        # The last value is marked, so that a single one shows too.
+        parts.append('<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*points[-1], colour(i)))
     swatches = [
         (name, f"border-top: 3px {'dashed' if name in dashed else 'solid'} {colour(i)}")
         for i, name in zip(colours, series, strict=True)

@@ -53,7 +53,8 @@ th { vertical-align: bottom; }
 td.number { white-space: nowrap; }
 td:first-child { min-width: 130px; }
 summary { cursor: pointer; }
-@media print { main { max-width: none; padding: 0; } h3 { break-after: avoid; }
+@media print { main { max-width: none; padding: 0; } h3, p { break-after: avoid; }
+  .wide { grid-template-columns: 1fr 1fr; }
   .table { overflow: visible; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
