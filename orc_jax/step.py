@@ -11,7 +11,7 @@ all read the logits of that one pass, and its pullback turns their gradient into
 parameters' gradient.
 """
 
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -293,6 +293,7 @@ def compile_steps(config, group: peers.Group, method: Method):
     # Replication is by construction (whole arrays come from all_gather and psum), which
     # check_vma cannot follow through all_gather.
     def spmd(step, in_specs, out_specs, **kwargs):
+        @wraps(step)
         def on_whole_batch(first, data, *rest):
             if config.data.streamed:
                 rows = lax.all_gather((data.images, data.labels), "data", tiled=True)
