@@ -25,7 +25,7 @@ flags.DEFINE_list("sizes", ["1", "2", "4", "8"], "Group sizes of the memory tabl
 flags.DEFINE_bool("methods", True, "Whether the memory table has every method.")
 
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1, "f64": 8}
-COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute)\(")
+COLLECTIVE = re.compile(r"= (.*?) (all-[\w-]+?|reduce-scatter|collective-\w+?)(-start|-done)?\(")
 
 
 def program(config):
@@ -41,7 +41,9 @@ def wire_bytes(text: str) -> dict[str, float]:
     sent: dict = {}
     for line in text.splitlines():
         if found := COLLECTIVE.search(line):
-            shapes, kind = found.groups()
+            shapes, kind, asynchronous = found.groups()
+            if asynchronous or kind not in ("all-reduce", "all-gather"):
+                raise ValueError(f"a collective operation that is not counted: {line.strip()}")
             size = sum(
                 BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
                 for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", shapes)

@@ -54,7 +54,9 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind and issubclass(kind, jax.errors.JaxRuntimeError):
+            return  # a process that is gone would be waited for
         self._manager.wait_until_finished()
         self._manager.close()
 

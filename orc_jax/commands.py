@@ -1,8 +1,8 @@
 """What the commands share: flags in, one clear line out for a user's mistake."""
 
-import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from orc_jax.cache import keep_programs
-from orc_jax.distributed import LostProcess
+from orc_jax.distributed import leave
 from orc_jax.errors import UserError, unknown
 
 
@@ -37,7 +37,10 @@ def run(command: Callable[..., object], *arguments: str) -> None:
             _fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            leave(130)
+        except Exception:
+            traceback.print_exc()
+            leave(1)
 
     app.run(main, flags_parser=partial(_parse, arguments))
 
@@ -89,6 +92,4 @@ def check_overrides(argv: list[str]) -> None:
 
 def _fail(error):
     print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    if isinstance(error, LostProcess):
-        os._exit(1)  # JAX would wait minutes for the others at its exit
-    sys.exit(1)
+    leave(1)

@@ -250,9 +250,10 @@ def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
     for key in ("data", "peer"):
         if config.mesh[key] < 1 and config.mesh[key] != -1:
             raise UserError(f"mesh.{key} is {config.mesh[key]}, allowed: -1, or 1 or more")
+    layouts = peers.layout(config, method)
     if peer == -1:
         chosen = data == -1
-        peer = peers.best_split(peers.layout(config, method), num_devices) if chosen else 1
+        peer = peers.best_split(layouts, num_devices, config.batch_size) if chosen else 1
     if data == -1:
         data = num_devices // peer
     if data < 1 or data * peer > num_devices:
@@ -265,15 +266,16 @@ def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
             f"mesh.data={data}, mesh.peer={peer} leaves {num_devices - data * peer} of the "
             f"{num_devices} devices of all processes idle: allowed are meshes of all of them"
         )
-    if config.batch_size % (data * peer):
+    divisor = peers.divisor(layouts, data, peer)
+    if config.batch_size % divisor:
         raise UserError(
-            f"batch_size is {config.batch_size}, allowed: multiples of {data * peer}, "
-            f"the devices of the mesh ({data} for data × {peer} for peers)"
+            f"batch_size is {config.batch_size}, allowed: multiples of {divisor}, because of the "
+            f"{data} devices of the mesh for data × {peer} for peers"
         )
-    if config.batch_size % (data * peer * config.micro_batches):
+    if config.batch_size % (divisor * config.micro_batches):
         raise UserError(
             f"micro_batches is {config.micro_batches}, allowed: what divides the "
-            f"{config.batch_size // (data * peer)} images of a device"
+            f"{config.batch_size // divisor} images of a device"
         )
     return data, peer
 

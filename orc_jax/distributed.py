@@ -5,6 +5,7 @@ writes metrics; a checkpoint is written by all.
 """
 
 import os
+import sys
 from contextlib import contextmanager
 
 import jax
@@ -15,6 +16,11 @@ from orc_jax.errors import UserError
 
 # Seconds until the others know that a process is gone.
 HEARTBEAT = 30
+# Exit status of processes that were asked to end and have a checkpoint: "try again later", so that
+# a cluster does not count the run as finished.
+STOPPED = 75
+# What is in the errors that tell of a process that is gone; others are of this process itself.
+LOST = ("Gloo", "NCCL", "coordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def join(wanted: bool | None) -> None:
@@ -39,6 +45,10 @@ def join(wanted: bool | None) -> None:
         if by_hand:
             names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
             given = {key: int(os.environ[name]) for key, name in names.items()}
+        if os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1":
+            # JAX would give the only task of a machine the first GPU alone.
+            gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
+            given |= {"local_device_ids": list(range(gpus))} if gpus else {}
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -90,18 +100,28 @@ def place(tree, shardings):
 
 @contextmanager
 def lost_processes_are_named():
-    """Ends this process with one line when another one has gone: it cannot go on alone."""
+    """Turns what JAX says when another process has gone into one line: none can go on alone."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except Exception as error:
+        # JAX's error, or what Orbax makes of it in a thread of its own.
+        is_lost = any(word in str(error) for word in LOST)
+        if jax.process_count() == 1 or not is_lost:
             raise
-        raise LostProcess(
+        raise UserError(
             f"process {jax.process_index()} stops, because another process of this run has ended: "
             f"the same command on all of them goes on from the last checkpoint "
             f"({str(error).splitlines()[0]})"
         ) from error
 
 
-class LostProcess(UserError):
-    """Another process has ended; there is nobody left to say good-bye to."""
+def leave(status: int) -> None:
+    """Ends this process; of several, without waiting for the others as JAX does at its exit.
+
+    They would wait for this one in turn, and this way notice at once.
+    """
+    if jax.process_count() == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

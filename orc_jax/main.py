@@ -1,7 +1,9 @@
 """`python -m orc_jax.main --config=configs/digits.py`: trains what a config describes."""
 
+import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -19,7 +21,10 @@ def main() -> None:
         "workdir", None, "Where the run's files go; default runs/CONFIG-PRESET."
     )
     together = flags.DEFINE_bool(
-        "distributed", None, "Whether to join other processes; default: under SLURM and Open MPI."
+        "distributed",
+        None,
+        "Whether to join other processes; default: under SLURM and Open MPI, or if "
+        "JAX_COORDINATOR_ADDRESS is set.",
     )
     flags.mark_flag_as_required("config")
 
@@ -31,7 +36,10 @@ def main() -> None:
         except OSError as error:
             raise UserError(f"no such config file: {path}") from error
         name = f"{Path(path).stem}-{preset or method}".replace(":", "-").replace(",", "-")
-        train(config.value, workdir.value or f"runs/{name}")
+        with distributed.lost_processes_are_named():
+            result = train(config.value, workdir.value or f"runs/{name}")
+        if not result.finished and jax.process_count() > 1:
+            sys.exit(distributed.STOPPED)
 
     commands.run(command)
 

@@ -142,13 +142,20 @@ def is_split(members: tuple[int, ...], peer_axis: int) -> bool:
     return peer_axis > 1 and len(members) % peer_axis == 0
 
 
-def best_split(layouts: list[Layout], devices: int) -> int:
+def divisor(layouts: list[Layout], data: int, peer: int) -> int:
+    """What the images of a batch must divide by on a mesh: what splits them for any stack."""
+    whole = all(is_split(stack.peers, peer) for stack in layouts)
+    return data if whole else data * peer
+
+
+def best_split(layouts: list[Layout], devices: int, batch_size: int) -> int:
     """The size of the mesh axis `peer` for which the fewest gradients cross the wire.
 
     What a device exchanges in a ring all-reduce over m devices is 2 (m−1)/m of the gradients
     that it has: of P/peer networks over the devices of a `data` column for a stack that `peer`
     splits, of all P over all devices otherwise. (Networks count alike, logits as nothing.) With
-    as many devices as equal networks, no gradient crosses at all. Of equal sizes the smallest.
+    as many devices as equal networks, no gradient crosses at all. Of equal sizes the smallest;
+    none that the batch does not divide by, if there is another.
     """
 
     def exchanged(peer):
@@ -162,7 +169,9 @@ def best_split(layouts: list[Layout], devices: int) -> int:
 
     if any(stack.part == "trunk" for stack in layouts):
         return 1
-    return min((k for k in range(1, devices + 1) if devices % k == 0), key=exchanged)
+    sizes = [k for k in range(1, devices + 1) if devices % k == 0]
+    fitting = [k for k in sizes if batch_size % divisor(layouts, devices // k, k) == 0]
+    return min(fitting or sizes, key=exchanged)
 
 
 def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) -> Group:

@@ -183,8 +183,10 @@ def restore(
         )
     if not has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet")
-    if max(1, config.mesh.data) * max(1, config.mesh.peer) > len(jax.devices()):
-        config.mesh.data = config.mesh.peer = 1  # trained on a larger machine
+    devices = len(jax.devices())
+    asked = max(1, config.mesh.data) * max(1, config.mesh.peer)
+    if asked > devices or config.batch_size % devices:
+        config.mesh.data = config.mesh.peer = 1  # trained on another machine
     if data_dir:
         config.data.dir = data_dir
     with Checkpoints(workdir) as checkpoints:

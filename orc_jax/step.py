@@ -2,9 +2,10 @@
 
 `train_step` is one SPMD program, `jax.jit(jax.shard_map(step, mesh))`, over a mesh with
 axes `data` (splits the batch) and `peer` (splits the stacks of networks). It gives the
-same result, to rounding, on every mesh shape. What crosses devices is what the loss reads
-(logits, for few methods features too); and, over the mesh axes that split a network's batch,
-its gradients and batch-norm statistics.
+same result, to rounding, on every mesh shape (but for batch norm's statistics if they are taken
+per device or per micro-batch). What crosses devices is what the loss reads
+(logits, for few methods features too); images that are streamed, as uint8; and, over the mesh
+axes that split a network's batch, its gradients and batch-norm statistics.
 
 Each network runs forward once per batch on the same weights: ranking, mining and losses
 all read the logits of that one pass, and its pullback turns their gradient into the

@@ -70,7 +70,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     if not has_checkpoint(workdir):
         weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
     distributed.meet("the work directory is checked")
-    with Lock(workdir), Interruption() as interruption, distributed.lost_processes_are_named():
+    with Lock(workdir), Interruption() as interruption:
         claim(workdir, config, setup.dataset, _images(setup))
         distributed.meet("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
@@ -91,7 +91,7 @@ def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result
     best = max((_score(setup, record) for record in records if "test" in record), default=-1.0)
 
     shown = display.Display(group.names, config.epochs, per_epoch, config.batch_size)
-    profiler = Profiler(config.profile, workdir)
+    profiler = Profiler(config.profile and distributed.is_main(), workdir)
     with metrics.Writers(workdir, group.names, step) as writers, profiler, shown:
         _introduce(setup, workdir, step, shown)
         shown.begin(step)
@@ -110,7 +110,7 @@ def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result
                 step += 1
                 if called:
                     running[0].block_until_ready()
-                    shown.say(f"first step {time.monotonic() - called:.1f} s after the start")
+                    shown.say(f"first step after {time.monotonic() - called:.1f} s")
                     called = None
                 # Two steps are enough in flight: a signal must not wait for thirty.
                 if len(running) > 2:
@@ -186,7 +186,6 @@ def renewal(setup, prediction_step):
 
 def _save_kept(setup, workdir, state):
     """Writes the networks that the training was for, each as a plain one, to `networks/PEER`."""
-    stacks = jax.jit(lambda stacks: stacks, out_shardings=setup.everywhere)(state.stacks)
     for peer in setup.kept:
         description = {
             "network": setup.group.names[peer],
@@ -194,7 +193,8 @@ def _save_kept(setup, workdir, state):
             "class_names": setup.dataset.class_names,
             **_images(setup),
         }
-        variables = peers.plain_variables(setup.group.stacks, stacks, peer)
+        take = partial(peers.plain_variables, setup.group.stacks, peer=peer)
+        variables = jax.jit(take, out_shardings=setup.everywhere)(state.stacks)
         networks.save(workdir / "networks" / str(peer), variables, description)
 
 

@@ -45,7 +45,9 @@ def check_config(workdir: Path, config) -> None:
     # Where and how images are read does not change a result, nor what is to be done about files
     # that are damaged: which ones they are is in the fingerprint.
     reading = ("dir", "cache", "memory", "workers", "on_error")
-    elsewhere = ("profile: ", *(f"data.{key}: " for key in reading))
+    elsewhere = ("profile: ", "remat: ", *(f"data.{key}: " for key in reading))
+    if config.sync_batch_norm and config.micro_batches == 1:
+        elsewhere += ("mesh.",)  # then it changes rounding alone
     if found := [difference for difference in found if not difference.startswith(elsewhere)]:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(found)}): "

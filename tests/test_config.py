@@ -84,6 +84,8 @@ def test_networks_in_spellings_that_people_type():
         ("dml", (*["pixels"] * 4, "pixels_wide", "pixels_wide"), 4, (2, 2)),
         ("orc", ("pixels_wide", *["pixels"] * 3), 3, (1, 3)),
         ("one", ("pixels",) * 4, 4, (4, 1)),
+        ("dml", ("pixels",) * 5, 5, (1, 5)),  # 24 images do not divide by 5, and need not
+        ("dml", ("pixels",) * 4, 16, (4, 4)),  # nor by 16
     ],
 )
 def test_the_mesh_that_exchanges_the_fewest_gradients(method, networks, devices, mesh):

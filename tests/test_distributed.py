@@ -13,6 +13,7 @@ from conftest import ROOT, run_command
 from test_folder import picture, save
 
 from orc_jax import metrics
+from orc_jax.distributed import STOPPED
 
 PER_EPOCH = 6
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -120,15 +121,16 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(command, alone,
     processes[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     (status, _, errors), _ = end(processes, timeout=60)
-    assert time.monotonic() - began < 60 and status == 1
-    assert "another process of this run has ended" in errors and "Traceback" not in errors
+    assert time.monotonic() - began < 60 and status != 0
+    # Ours; JAX's own if it noticed first, or while a checkpoint was written.
+    assert "another process of this run has ended" in errors or "another task died" in errors
 
     processes = start(2, *command)
     while "epoch" not in (line := processes[0].stdout.readline()):
         assert line
     processes[1].send_signal(signal.SIGTERM)
     results = end(processes)
-    assert [status for status, *_ in results] == [0, 0], results
+    assert [status for status, *_ in results] == [STOPPED, STOPPED], results
     assert "stopped by SIGTERM at step" in results[0][1]
 
     results = end(start(2, *command))

@@ -37,7 +37,7 @@ GROUPS = {
 # Groups that learn from mixed images.
 MIXED = ("orc_networks", "kdcl")
 # Groups that are trained with batch norm per device, and with as many micro-batches instead.
-PARTS = ("orc_pivot", "kdcl")
+PARTS = ("orc_pivot",)
 CASES = [(name, mesh) for name, (*_, meshes) in GROUPS.items() for mesh in meshes]
 
 
@@ -57,7 +57,7 @@ def trajectories():
     """Every group on every mesh (in a process with eight devices): parameters and metrics."""
     results = {}
     for name in PARTS:
-        for mesh, parts in (((4, 1), 1), ((1, 1), 4), ((2, 1), 2)):
+        for mesh, parts in (((4, 1), 1), ((1, 1), 4)):
             config = config_of(name, mesh)
             config.sync_batch_norm, config.micro_batches = False, parts
             rows = in_peer_order(*run(config, 3))
@@ -117,10 +117,9 @@ def test_same_trajectory_on_every_mesh(on_meshes, name, mesh):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_micro_batches_are_what_devices_are_without_synchronised_batch_norm(on_meshes, name):
-    """Four devices; one device, four micro-batches; two of both."""
-    four, one, two = (on_meshes[f"parts/{name}/{devices}"] for devices in (4, 1, 2))
+    """Four devices; one device, four micro-batches."""
+    four, one = (on_meshes[f"parts/{name}/{devices}"] for devices in (4, 1))
     np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(two, four, rtol=1e-3, atol=1e-4)
     synchronised = [f"{name}/1x1/params{i}" for i in range(len(GROUPS[name][2]))]
     whole = np.concatenate([on_meshes[key] for key in synchronised])
     assert np.abs(whole - four).max() > 1e-3

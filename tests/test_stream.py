@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_equal, run_command, tiny_config
+from conftest import assert_trees_equal, tiny_config
 from PIL import Image
 from test_folder import picture, save
 
@@ -268,29 +268,6 @@ def test_processes_of_a_run_read_their_own_rows(root):
             for batches in zip(*own, strict=True)
         ]
         assert_trees_equal([list(batch) for batch in whole], together)
-
-
-def test_several_devices_learn_from_the_same_batches(root, tmp_path):
-    """Each is handed its own rows; mixed images are of the whole batch."""
-    settings = {"dir": root, "size": 8, "memory": 0, "cache": tmp_path, "mixup": 1.0, "pad": 0}
-    changes = [f"--config.data.{key}={value}" for key, value in settings.items()]
-    for devices, peer in ((1, 1), (8, 2)):
-        run_command(
-            "-m",
-            "orc_jax.main",
-            "--config=configs/folder.py:dml:resnet8,resnet8",
-            f"--workdir={tmp_path}/{devices}",
-            *changes,
-            "--config.epochs=1",
-            "--config.batch_size=16",
-            "--config.eval_batch_size=16",
-            f"--config.mesh.peer={peer}",
-            devices=devices,
-            env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        )
-    one, eight = (metrics.read(tmp_path / devices)[0] for devices in ("1", "8"))
-    np.testing.assert_allclose(one["train"]["loss"], eight["train"]["loss"], rtol=1e-3)
-    np.testing.assert_allclose(one["test"]["loss"], eight["test"]["loss"], rtol=1e-3)
 
 
 def test_a_run_goes_on_as_it_began_on_a_machine_of_other_memory(root, tmp_path):
