@@ -9,14 +9,13 @@ from rich.table import Table
 
 from orc_jax.distributed import is_main
 
+REFRESH = 0.5  # seconds between looks at the device, in a terminal
+REFRESH_PLAIN = 30.0  # seconds between lines within an epoch, elsewhere
+
 
 def console() -> Console:
     """Where the main process shows what happens; of the others, nothing is seen."""
     return Console(quiet=not is_main())
-
-
-REFRESH = 0.5  # seconds between looks at the device, in a terminal
-REFRESH_PLAIN = 30.0  # seconds between lines within an epoch, elsewhere
 
 
 class Display:

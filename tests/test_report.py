@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,10 @@ from orc_jax.report import findings, plots
 from orc_jax.report.__main__ import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# Not in CI: there a browser that is missing is a failure.
+in_a_browser = pytest.mark.skipif(
+    not CHROMIUM and "CI" not in os.environ, reason="needs chromium (apt-get install chromium)"
+)
 
 
 def test_calibration_of_a_case_computed_by_hand():
@@ -174,7 +179,7 @@ def luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+@in_a_browser
 @pytest.mark.parametrize("width, dark", [(400, False), (1400, True)])
 def test_in_a_browser(html, tmp_path, width, dark):
     seen, console = look(html, tmp_path, width, dark)
@@ -190,7 +195,7 @@ def test_in_a_browser(html, tmp_path, width, dark):
     assert (lighter + 0.05) / (darker + 0.05) > 7  # WCAG's contrast, level AAA
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+@in_a_browser
 def test_the_browser_sees_what_is_wrong(tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text(
