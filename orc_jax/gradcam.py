@@ -188,32 +188,24 @@ def main() -> None:
         "checkpoint", "last", "last, best, or the step of a checkpoint of the run."
     )
     data_dir = flags.DEFINE_string("data_dir", "", "Where the run's data is, if it was moved.")
-    mean = flags.DEFINE_list("mean", [], "Of pixel/255, for a network that came from PyTorch.")
-    std = flags.DEFINE_list("std", [], "Its standard deviation.")
-    size = flags.DEFINE_integer("size", 0, "Pixels, for a network that came from PyTorch.")
 
     def command():
         if bool(workdir.value) == bool(network.value):
             raise UserError("give either --workdir=RUN or --network=DIR")
         if workdir.value:
-            setup, state, _ = run.restore(workdir.value, checkpoint.value, data_dir=data_dir.value)
-            subject = of_run(setup, state)
+            test = None
+            if any(name.startswith("test:") for name in images.value):
+                setup, *_ = run.restore(workdir.value, checkpoint.value, data_dir=data_dir.value)
+                test = setup.dataset.test
+            subject = of_run(workdir.value, checkpoint.value, test)
         else:
-            scale = (_numbers("mean", mean.value), _numbers("std", std.value))
-            subject = of_network(network.value, *scale, size.value)
+            subject = of_network(network.value)
         shown = pictures(images.value, subject)
         where = Path(out.value or Path(workdir.value or network.value) / "gradcam")
         written = draw(subject, shown, classes_of(classes.value, subject, shown), where)
         print(f"{len(written)} figures in {where}")
 
     commands.run(command)
-
-
-def _numbers(flag, values):
-    try:
-        return [float(value) for value in values]
-    except ValueError as error:
-        raise UserError(f"--{flag} is {','.join(values)}, allowed: numbers") from error
 
 
 if __name__ == "__main__":

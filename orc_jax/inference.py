@@ -110,7 +110,7 @@ def load(directory: str | Path) -> Model:
     if (directory / "export.json").is_file():
         return _exported(directory)
     if (directory / "network.json").is_file():
-        chosen = _saved(directory)
+        chosen = saved(directory)
     elif (directory / "config.json").is_file():
         chosen = from_run(directory)
     else:
@@ -150,36 +150,35 @@ def _exported(directory):
         raise UserError(f"{directory} cannot be read: {error}") from error
 
 
-def _saved(directory):
+def saved(directory: str | Path) -> Chosen:
+    """A saved network, see `networks.load`.
+
+    Raises:
+      UserError: there is none, or it does not say how images are normalised.
+    """
     _, variables, about = networks.load(directory)
     if "mean" not in about:
         raise UserError(
-            f"{directory} does not say how images are normalised: it was not trained here"
+            f"{directory} does not say how images are normalised: import it with --mean=… --std=…"
         )
     return Chosen([about["network"]], [variables], about["class_names"], _images(about))
 
 
 def _images(about):
-    # Before there was `resize`, saved networks did without.
-    return {key: about[key] for key in ("image_shape", "mean", "std")} | {
-        "resize": about.get("resize", 0)
-    }
+    return {key: about[key] for key in ("image_shape", "resize", "mean", "std")}
 
 
 def began(workdir: str | Path) -> dict:
     """What a run noted when it began: "image_shape", "resize", "mean", "std", "command",
-    "versions"; of runs from before this was noted, what its saved networks say.
+    "versions".
 
     Raises:
-      UserError: neither is there.
+      UserError: it is not there.
     """
-    for file in (Path(workdir) / "run.json", *Path(workdir).glob("networks/*/network.json")):
-        if file.is_file():
-            return json.loads(file.read_text())
-    raise UserError(
-        f"{workdir} does not say how images are normalised, because an earlier version began "
-        "it: once it is finished, its networks/ will say so"
-    )
+    try:
+        return json.loads((Path(workdir) / "run.json").read_text())
+    except OSError as error:
+        raise UserError(f"{workdir}/run.json cannot be read: {error.strerror}") from error
 
 
 def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") -> Chosen:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from orc_jax import models, networks, peers, run
+from orc_jax import inference, methods, models
+from orc_jax.checkpoint import read_config
 from orc_jax.data import Images, decode, folder
 from orc_jax.errors import UserError
 from orc_jax.models.network import Network
@@ -35,8 +35,8 @@ class Subject(NamedTuple):
       mean, std: [channels], of pixel/255.
       image_shape: (height, width, channels).
       class_names: in the order of their indices.
-      test: the run's test split; None for a network by itself.
-      eval_resize: `config.data.eval_resize`.
+      resize: see `inference.Chosen.images`.
+      test: the run's test split, if it is at hand.
     """
 
     peers: list[Peer]
@@ -44,8 +44,8 @@ class Subject(NamedTuple):
     std: np.ndarray
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    resize: int
     test: Any = None
-    eval_resize: int = 0
 
 
 class Picture(NamedTuple):
@@ -56,50 +56,39 @@ class Picture(NamedTuple):
     label: int | None = None
 
 
-def of_run(setup: run.Setup, state) -> Subject:
-    """All peers of a run's checkpoint, see `run.restore`."""
-    group, dataset, stacks = setup.group, setup.dataset, jax.device_get(state.stacks)
-    roles = setup.method.describe(setup.config.method, group.size)
-    modules = {name: models.create(name, dataset.num_classes) for name in group.names}
-    found = [
-        Peer(
-            f"{peer} {name}, {role}",
-            modules[name],
-            peers.plain_variables(group.stacks, stacks, peer),
-        )
-        for peer, (name, role) in enumerate(zip(group.names, roles, strict=True))
-    ]
-    scale = (np.asarray(x) for x in (setup.test_split.mean, setup.test_split.std))
-    names, resize = dataset.class_names, setup.config.data.eval_resize
-    return Subject(found, *scale, dataset.image_shape, names, dataset.test, resize)
-
-
-def of_network(directory: str | Path, mean: list[float], std: list[float], size: int) -> Subject:
-    """A saved network by itself, see `networks.load`.
+def of_run(workdir: str | Path, checkpoint: str = "last", test=None) -> Subject:
+    """All peers of a run's checkpoint, see `inference.from_run`.
 
     Args:
-      directory: of the network.
-      mean, std: [channels] where the network does not bring them along; else empty.
-      size: of images, where it does not bring that along; 0: the network's usual one.
-
-    Raises:
-      UserError: there is no such network, or no way to normalise its images is known.
+      workdir, checkpoint: which.
+      test: the run's test split, if images of it are to be shown.
     """
-    module, variables, about = networks.load(directory)
-    if not mean and not std:
-        mean, std = about.get("mean", []), about.get("std", [])
-    if len(mean) != len(std) or len(mean) not in (1, 3):
-        raise UserError(
-            f"{directory} needs --mean=… and --std=… of pixel/255, for RGB or grey images one "
-            f"number or three each: given are {len(mean)} and {len(std)}"
-        )
-    if "image_shape" in about:
-        size = size or about["image_shape"][0]
-    size = size or models.NETWORKS[about["network"]].size
-    names = tuple(about.get("class_names", map(str, range(about["num_classes"]))))
-    shape = (size, size, len(mean))
-    peer = Peer(about["network"], module, variables)
-    return Subject([peer], np.float32(mean), np.float32(std), shape, names)
+    config = read_config(workdir)
+    chosen = inference.from_run(workdir, "ensemble", checkpoint)
+    roles = methods.get(config.method.name).describe(config.method, len(config.peers))
+    named = enumerate(zip(chosen.networks, roles, strict=True))
+    return _subject(chosen, [f"{i} {name}, {role}" for i, (name, role) in named], test)
+
+
+def of_network(directory: str | Path) -> Subject:
+    """A saved network by itself, see `inference.saved`."""
+    chosen = inference.saved(directory)
+    return _subject(chosen, chosen.networks)
+
+
+def _subject(chosen, titles, test=None):
+    modules = {name: models.create(name, len(chosen.class_names)) for name in chosen.networks}
+    members = zip(titles, chosen.networks, chosen.variables, strict=True)
+    images = chosen.images
+    return Subject(
+        peers=[Peer(title, modules[name], variables) for title, name, variables in members],
+        mean=np.float32(images["mean"]),
+        std=np.float32(images["std"]),
+        image_shape=tuple(images["image_shape"]),
+        class_names=tuple(chosen.class_names),
+        resize=images["resize"],
+        test=test,
+    )
 
 
 def pictures(images: list[str], subject: Subject) -> list[Picture]:
@@ -132,13 +121,13 @@ def _of_test(subject, at):
         pixels = test.images[at]
     else:
         size, _, channels = subject.image_shape
-        pixels = decode.decode(test.file(at), size, subject.eval_resize, channels)
+        pixels = decode.decode(test.file(at), size, subject.resize, channels)
     return Picture(f"test-{at}", pixels, int(test.labels[at]))
 
 
 def _of_file(subject, path):
     size, _, channels = subject.image_shape
     try:
-        return Picture(path.stem, decode.decode(path, size, subject.eval_resize, channels))
+        return Picture(path.stem, decode.decode(path, size, subject.resize, channels))
     except decode.FAULTS as error:
         raise UserError(f"{path} cannot be decoded: {decode.reason(str(path), error)}") from error

@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 import orc_jax
 from configs import digits
-from orc_jax import gradcam, models, run, subjects
+from orc_jax import gradcam, models, subjects
+from orc_jax.data import digits as data
 from orc_jax.errors import UserError
 from orc_jax.import_torch import import_torch
 from orc_jax.models.layers import Head
@@ -141,8 +142,8 @@ def test_the_command_draws_the_peers_of_a_run(workdir, tmp_path):
 
 
 def test_what_is_asked_for_must_be_there(workdir, tmp_path):
-    setup, state, _ = run.restore(workdir)
-    subject = subjects.of_run(setup, state)
+    test = data.load().test
+    subject = subjects.of_run(workdir, test=test)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     file = [str(tmp_path / "black.png")]
     shown = subjects.pictures(["test:0-1", *file], subject)
@@ -150,7 +151,7 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
     assert gradcam.classes_of([], subject, shown) == [gradcam.PREDICTED] * 3
     assert gradcam.classes_of(["7"], subject, shown) == [7, 7, 7]
     assert gradcam.classes_of(["7", "1", "0"], subject, shown) == [7, 1, 0]
-    labels = setup.dataset.test.labels[:2].tolist()
+    labels = test.labels[:2].tolist()
     assert gradcam.classes_of(["true"], subject, shown[:2]) == labels
 
     (tmp_path / "empty").mkdir()
@@ -166,6 +167,8 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             gradcam.classes_of(classes, subject, subjects.pictures(images, subject))
+    with pytest.raises(UserError, match="test:0 is an image of a run"):
+        subjects.pictures(["test:0"], subject._replace(test=None))
 
 
 def test_mistakes_get_one_line():
@@ -177,10 +180,11 @@ def test_mistakes_get_one_line():
 def test_a_network_from_pytorch(tmp_path):
     tensors, saved = tmp_path / "resnet8.safetensors", tmp_path / "network"
     save_file(golden_tensors(golden("models_cifar")["resnet8"]["tensors"]), tensors)
-    import_torch(tensors, "resnet8", 100, saved)
-    with pytest.raises(UserError, match=r"needs --mean=… and --std=… of pixel/255"):
-        subjects.of_network(saved, [], [], 0)
-    subject = subjects.of_network(saved, [0.5] * 3, [0.25] * 3, 0)
+    scale = {"mean": [0.5], "std": [0.2, 0.25, 0.3]}
+    with pytest.raises(UserError, match=r"allowed: one number each or 3"):
+        import_torch(tensors, "resnet8", 100, saved, **scale)
+    import_torch(tensors, "resnet8", 100, saved, **scale | {"mean": [0.4, 0.5, 0.6]})
+    subject = subjects.of_network(saved)
     assert subject.image_shape == (32, 32, 3)
 
     pixels = np.zeros((64, 48, 3), np.uint8)
@@ -190,9 +194,10 @@ def test_a_network_from_pytorch(tmp_path):
     (seen,) = gradcam.viewer(subject)(shown[0], 42)
     assert seen.heat.shape == (1, 32, 32) and seen.shown.tolist() == [42]
     network, variables, _ = orc_jax.load_network(saved)
-    logits = network.apply(variables, (shown[0].pixels[None] / 255 - 0.5) / 0.25, train=False)
+    images = (shown[0].pixels[None] / 255 - np.array([0.4, 0.5, 0.6])) / np.array(scale["std"])
+    logits = network.apply(variables, images, train=False)
     np.testing.assert_allclose(seen.probabilities, nn.softmax(logits), rtol=1e-4)
+    found = orc_jax.load(saved).predict(shown[0].pixels[None])
+    np.testing.assert_allclose(found, seen.probabilities, rtol=1e-4)
     written = gradcam.draw(subject, shown, [42], tmp_path / "out")
     assert [path.name for path in written] == ["0-square.png", "0-square-surfaces.png"]
-    with pytest.raises(UserError, match="test:0 is an image of a run"):
-        subjects.pictures(["test:0"], subject)

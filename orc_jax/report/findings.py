@@ -79,7 +79,7 @@ def find(workdir: str | Path, checkpoint: str, data_dir: str) -> Findings:
         setup,
         [record for record in metrics.read(workdir) if record["step"] <= step],
         state.promotions.tolist(),
-        of_run(setup, state),
+        of_run(workdir, str(step), setup.dataset.test),
         _ask(setup, state.stacks),
     )
 
