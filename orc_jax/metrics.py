@@ -6,10 +6,10 @@ Accuracies are in percent, losses in nats, lists are in peer order.
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from orc_jax.distributed import is_main
 
@@ -102,7 +102,7 @@ class Writers:
         _keep(self._roles, lambda line: line.startswith("epoch") or int(line.split(",")[1]) <= step)
         if not self._roles.exists():
             self._roles.write_text(",".join(ROLE_COLUMNS) + "\n")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict) -> None:
         """Appends an epoch's record to every file."""
@@ -132,6 +132,18 @@ class Writers:
     def __exit__(self, *_):
         if self._board is not None:
             self._board.close()
+
+
+def _summary_writer():
+    """tensorboardX's class. PyTorch is hidden from it: it would import that, for two seconds,
+    to know its tensors, and no other command needs either."""
+    sys.modules.setdefault("torch", None)
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if sys.modules["torch"] is None:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _keep(path: Path, wanted) -> None:
