@@ -33,7 +33,8 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]>=0.10"],
         "export": ["flatbuffers"],
-        "onnx": ["flatbuffers", "jax2onnx>=0.17", "onnxruntime"],
+        # Besides, jax2onnx without its dependencies: it asks for an old Orbax.
+        "onnx": ["flatbuffers", "onnx>=1.20", "onnx-ir>=0.2", "onnxruntime>=1.24"],
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources"],
         "torch": ["torch>=2.6"],
         "bench": ["torch>=2.6"],
@@ -44,6 +45,9 @@ setup(
             "hypothesis",
             "importlib_resources",
             "matplotlib>=3.9",
+            "onnx>=1.20",
+            "onnx-ir>=0.2",
+            "onnxruntime>=1.24",
             "pytest",
             "pytest-xdist",
             "ruff",

@@ -17,7 +17,7 @@ from orc_jax.errors import UserError
 from orc_jax.inference import Chosen, logits, read_stablehlo
 from orc_jax.models.convolution import made_for
 
-# Of the logits' differences from the network itself, in units of the largest logit.
+# Of the logits' differences from the network itself, in units of the largest logit or of 1.
 TOLERANCE = 1e-4
 
 
@@ -133,10 +133,12 @@ def _safetensors(tensors, framework):
 
 def onnx(chosen: Chosen) -> bytes:
     """ONNX of any batch size, by jax2onnx: from "images" to "logits"."""
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # of packages that it does without
     try:
         import jax2onnx
+        import onnxruntime  # noqa: F401 - to read it back
     except ImportError as error:
-        raise Unavailable("it needs pip install 'orc-jax[onnx]'") from error
+        raise Unavailable("it needs jax2onnx and onnxruntime") from error
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # speaks of shapes that it leaves open
     try:
         model = jax2onnx.to_onnx(
