@@ -17,13 +17,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-# XLA's older way to make programs takes half of the time; a later XLA may not have it any more.
-OLDER = "--xla_cpu_use_fusion_emitters=false"
-if "XLA_FLAGS" not in os.environ:
-    trial = [sys.executable, "-c", "import jax; jax.devices()"]
-    known = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": OLDER}, capture_output=True)
-    os.environ["XLA_FLAGS"] = "" if known.returncode else OLDER
-
 import flax.linen as nn
 import jax
 import numpy as np
@@ -34,6 +27,13 @@ from orc_jax import models
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import ResidualBlock, Stem
+
+# XLA's older way to make programs takes half of the time; a later XLA may not have it any more.
+OLDER = "--xla_cpu_use_fusion_emitters=false"
+if "XLA_FLAGS" not in os.environ:
+    trial = [sys.executable, "-c", "import jax; jax.devices()"]
+    known = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": OLDER}, capture_output=True)
+    os.environ["XLA_FLAGS"] = "" if known.returncode else OLDER
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(os.environ.get("ORC_GOLDEN_DIR", Path(__file__).parent / "golden"))
