@@ -1,6 +1,5 @@
 """Runs as processes of their own, several at once: one that fails takes no other along."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -33,7 +32,8 @@ def gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.split()
+    result = subprocess.run(query, capture_output=True, text=True)
+    return [] if result.returncode else result.stdout.split()
 
 
 def environments(jobs: int, devices: list[str]) -> list[dict[str, str]]:
@@ -67,6 +67,7 @@ class Jobs:
         self._slots = dict(enumerate(slots))
         self._waiting = [run for run in runs if run not in self.finished]
         self._processes: dict[int, tuple[Run, subprocess.Popen]] = {}
+        self._begins: dict[Run, int] = {}  # of this time's output in the log
 
     def run(self, on_look: Callable[[], None], on_end: Callable[[Run], None]) -> None:
         """Trains what is not finished.
@@ -83,15 +84,21 @@ class Jobs:
                     time.sleep(POLL)
                     self._collect(on_end)
                     on_look()
+            finally:  # after an error too: the terminal may be gone, the disk full
                 self.stopped = interruption.requested
-                for _, process in self._processes.values():
-                    process.terminate()  # they save a checkpoint
-                for _, process in self._processes.values():
-                    process.wait()
-            finally:  # after a second Ctrl-C
-                for _, process in self._processes.values():
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
+                self._end()
+
+    def _end(self):
+        """They save a checkpoint; a second Ctrl-C does not wait for that."""
+        processes = [process for _, process in self._processes.values()]
+        try:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+        finally:
+            for process in processes:
+                process.kill()
 
     def _start(self):
         for run in [run for run in self._waiting if run.teacher in self.failed]:
@@ -102,6 +109,7 @@ class Jobs:
         for slot, run in zip(free, ready, strict=False):
             self._waiting.remove(run)
             self.running.append(run)
+            self._begins[run] = log(run).stat().st_size if log(run).exists() else 0
             self._processes[slot] = (run, _process(run, self._slots[slot]))
 
     def _collect(self, on_end):
@@ -112,7 +120,8 @@ class Jobs:
             if is_finished(run):
                 self.finished.add(run)
             else:
-                self.failed[run] = f"{_reason(run, process.returncode)} ({log(run)})"
+                reason = _reason(run, process.returncode, self._begins[run])
+                self.failed[run] = f"{reason} ({log(run)})"
             on_end(run)
 
 
@@ -124,7 +133,7 @@ def log(run: Run):
 def _process(run, environment) -> subprocess.Popen:
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "orc_jax.main", *run.arguments]
-    with log(run).open("w") as file:
+    with log(run).open("a") as file:
         # A session of its own: Ctrl-C is for us, and we tell the others once.
         return subprocess.Popen(
             command,
@@ -136,12 +145,13 @@ def _process(run, environment) -> subprocess.Popen:
         )
 
 
-def _reason(run, status) -> str:
-    """The error in a run's output, or its last line."""
-    lines = [line for line in log(run).read_text(errors="replace").splitlines() if line.strip()]
+def _reason(run, status, begins) -> str:
+    """The error in a run's output of this time, or its last line."""
+    output = log(run).read_bytes()[begins:].decode(errors="replace")
+    lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        return f"killed: {signal.strsignal(-status) or f'signal {-status}'}"
     return (errors or lines or [f"exit status {status}"])[-1].removeprefix("error: ")
 
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from experiments.results import Result, Summary
+from orc_jax import figures
 
 GREY, BLUE, ORANGE = "#888888", "#1f77b4", "#d95f02"
 
@@ -12,13 +13,9 @@ def save(
     path: Path, title: str, baseline: str, results: list[Result], summaries: dict[str, Summary]
 ) -> None:
     """Writes a PNG, all of it or nothing; one row a variant, so that names stay readable."""
-    import matplotlib  # an extra; `run.prepare` has looked whether it is there
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     names = list(summaries)
-    figure, axes = pyplot.subplots(figsize=(7.5, 1.6 + 0.42 * len(names)), layout="constrained")
+    figure = figures.new(7.5, 1.6 + 0.42 * len(names))
+    axes = figure.add_subplot()
     for row, name in enumerate(names):
         values = [result.measure for result in results if result.variant == name]
         axes.plot(values, [row - 0.18] * len(values), "o", color=GREY, alpha=0.55, markersize=4)
@@ -36,5 +33,4 @@ def save(
     axes.spines[["top", "right"]].set_visible(False)
     new = path.with_name(f"{path.name}.new")
     figure.savefig(new, format="png", dpi=150)
-    pyplot.close(figure)
     new.replace(path)

@@ -24,7 +24,7 @@ class Result(NamedTuple):
 
     Attributes:
       promoted: share of the steps in which each peer was, if any ever are.
-      seconds: of training, without compilation and evaluation.
+      seconds: of all epochs, the first one's compilation too.
     """
 
     variant: str
@@ -124,5 +124,5 @@ def write_csv(path: Path, results: list[Result]) -> None:
 def write(path: Path, text: str) -> None:
     """Replaces a file, all of it or nothing."""
     new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     new.replace(path)

@@ -4,7 +4,6 @@ What is finished is skipped, what was stopped goes on. `--config.KEY=VALUE` chan
 all variants.
 """
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,9 +17,9 @@ from rich.live import Live
 from experiments import jobs, plot, results, tables
 from experiments import study as studies
 from experiments.live import table
-from orc_jax import commands
+from orc_jax import commands, figures
 from orc_jax.display import console
-from orc_jax.errors import UserError, unknown
+from orc_jax.errors import unknown
 from orc_jax.workdir import Lock
 
 
@@ -72,8 +71,7 @@ def prepare(
     Raises:
       UserError: something is wrong.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("studies need matplotlib: pip install -e '.[plots]'")
+    figures.new(1, 1)  # or the error that matplotlib is missing
     study, title = studies.load(path)
     for name in only:
         if name not in study.variants:

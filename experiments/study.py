@@ -99,7 +99,7 @@ def load(path: str) -> tuple[Study, str]:
                 f"a variant of {path} is named {name!r}, which names a folder: allowed are "
                 f"letters, digits and _.+=-, and nothing that begins with {TEACHER}"
             )
-    return study, (module.__doc__ or file.stem).splitlines()[0].rstrip(".")
+    return study, (module.__doc__ or file.stem).strip().splitlines()[0].rstrip(".")
 
 
 class Base(NamedTuple):
@@ -131,6 +131,9 @@ class Base(NamedTuple):
 def read_base(study: Study, base: str, overrides: Iterable[str], out: Path) -> Base:
     """The base of "FILE" or "FILE:PRESET" (`UserError` if there is no such thing)."""
     file, _, preset = base.partition(":")
+    for override in overrides:
+        if override.startswith("--config.seed="):
+            raise UserError(f"{override}: a study's seeds are 0 to N − 1, by --seeds=N")
     config = config_of((f"--config={file}:{preset or study.preset}", *overrides))
     return Base(file, config, tuple(overrides), out)
 
@@ -239,7 +242,8 @@ def _checked(variant, seed, arguments, base, teacher) -> Run:
     directory = base.out / variant / f"seed{seed}"
     arguments = (*arguments, f"--config.seed={seed}")
     config = config_of(arguments)
-    configs.check(config, 1)
+    # The devices are those of the run's own process, which looks whether they are there.
+    configs.check(config, max(1, config.mesh.data) * max(1, config.mesh.peer))
     if (directory / "config.json").exists():
         # These are filled in from the data.
         written = read_config(directory).data

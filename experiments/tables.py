@@ -9,6 +9,12 @@ from experiments.study import Study
 HEADER = ("variant", "seeds", "top-1 %", "p", "ensemble %", "published %")
 
 
+TEX = {
+    **{"±": r"$\pm$", "<": "$<$", ">": "$>$", "–": "--", "×": r"$\times$"},
+    **{"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"},
+}
+
+
 class Cell(NamedTuple):
     """A cell's text, and whether it is the best of its column."""
 
@@ -105,8 +111,4 @@ def latex(title: str, head: tuple[str, ...], table: list[list[Cell]], below: str
 
 
 def _tex(text: str) -> str:
-    for char in "&%_#":
-        text = text.replace(char, f"\\{char}")
-    for char, command in {"±": r"$\pm$", "<": "$<$", "–": "--", "×": r"$\times$"}.items():
-        text = text.replace(char, command)
-    return text
+    return "".join(TEX.get(char, f"\\{char}" if char in "&%_#{}$" else char) for char in text)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from orc_jax.data.decode import come_from_files
+
 CARD = """\
 # {networks}
 
@@ -42,9 +44,7 @@ import orc_jax
 model = orc_jax.load("{folder}")
 probabilities = model.predict(images)  # uint8 [B, {shape}] → [B, {classes}]
 ```
-
-    python -m orc_jax.predict {folder} image.jpg folder/
-
+{predict}
 ## Commands
 
     {training}
@@ -121,16 +121,20 @@ def text(about: dict, folder: str) -> str:
         if ensemble
         else "Logits",
         "folder": folder,
+        "predict": f"\n    python -m orc_jax.predict {folder} image.jpg folder/\n"
+        if come_from_files(images["image_shape"])
+        else "",
         "training": training.get("command", "# of the training, the command was not noted"),
         "export": about["command"],
         "training_versions": _versions(training.get("versions", {})),
         "versions": _versions(about["versions"]),
         "jax": about["versions"]["jax"],
     }
+    uses = {file: use.format(**facts) for file, use in USES.items()}
     facts["files"] = "\n\n".join(
-        f"**{file}**: " + (f"left out, {result}" if isinstance(result, str) else USES[file])
+        f"**{file}**: " + (f"left out, {result}" if isinstance(result, str) else uses[file])
         for file, result in about["files"].items()
-    ).format(**facts)
+    )
     return CARD.format(**facts)
 
 
@@ -151,9 +155,9 @@ def _accuracy(about):
 
 
 def _scaling(images):
-    height, width, _ = images["image_shape"]
-    if height != width:
+    if not come_from_files(images["image_shape"]):
         return ""
+    height, width, _ = images["image_shape"]
     return (
         f"Of a file, the shorter side is scaled to {images['resize'] or width} pixels and the "
         f"centre of {height}×{width} taken."

@@ -17,7 +17,7 @@ FILES = {*forms.FORMS, "export.json", "README.md"}
 
 
 def export(
-    workdir: str | Path, out: str | Path, peer: str = "best", checkpoint: str = "last"
+    workdir: str | Path, out: str | Path, peer: str | int = "best", checkpoint: str = "last"
 ) -> dict:
     """Writes a run's network, or the ensemble, in every form that it has; all of it or nothing.
 
@@ -34,13 +34,16 @@ def export(
     """
     given, out = out, Path(out).absolute()
     try:
-        others = {file.name for file in out.iterdir()} - FILES if out.exists() else ()
+        there = {file.name for file in out.iterdir()} if out.exists() else set()
     except OSError as error:
         raise UserError(f"{out} cannot be read: {error.strerror}") from error
+    others = there - FILES if "export.json" in there else there
     if others:
         raise UserError(f"{out} is not empty and not an export: {sorted(others)[0]} is in it")
+    peer = str(peer)
     chosen, run = inference.from_run(workdir, peer, checkpoint), inference.began(workdir)
-    new = out.with_name(f".{out.name}.new")
+    data = json.loads((Path(workdir) / "data.json").read_text())
+    new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -58,13 +61,16 @@ def export(
             f"--checkpoint={checkpoint} --out={given}",
             "versions": versions(),
             "training": {key: run[key] for key in ("command", "versions") if key in run},
-            "data": json.loads((Path(workdir) / "data.json").read_text()),
+            "data": data,
             "config": json.loads(read_config(workdir).to_json()),
         }
         (new / "export.json").write_text(json.dumps(about, indent=2) + "\n")
-        (new / "README.md").write_text(card.text(about, out.name))
-        shutil.rmtree(out, ignore_errors=True)
+        (new / "README.md").write_text(card.text(about, out.name), encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.replace(old)
         new.replace(out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from error
     finally:

@@ -17,9 +17,11 @@ def new(width: float, height: float):
       UserError: matplotlib is missing.
     """
     try:
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("figures need matplotlib: pip install -e '.[plots]'") from error
+    rcParams["text.parse_math"] = False  # files and classes can have a $ in their names
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -19,7 +19,7 @@ from orc_jax import commands, figures, run
 from orc_jax.data import batches
 from orc_jax.errors import UserError, unknown
 from orc_jax.models.network import Network
-from orc_jax.subjects import Picture, Subject, of_network, of_run, pictures
+from orc_jax.subjects import Picture, Subject, of_network, of_run, of_state, pictures
 
 PREDICTED = -1  # in place of a class: the one that the network itself names
 
@@ -164,7 +164,10 @@ def draw(subject: Subject, shown: list[Picture], classes: list[int], out: Path) 
             ("-surfaces", figures.surfaces(name.replace("\n", ", "), texts, heat)),
         ):
             written.append(out / f"{i}-{picture.name}{suffix}.png")
-            figure.savefig(written[-1], dpi=120)
+            try:
+                figure.savefig(written[-1], dpi=120)
+            except OSError as error:
+                raise UserError(f"cannot write {written[-1]}: {error.strerror}") from error
     return written
 
 
@@ -182,7 +185,7 @@ def main() -> None:
         "classes", [], 'Whose evidence: one class or one an image; "true"; default: as predicted.'
     )
     out = flags.DEFINE_string(
-        "out", "", "Where the PNGs go (default: gradcam, beside the network)."
+        "out", "", "Where the PNGs go (default: gradcam, in the work directory or here)."
     )
     checkpoint = flags.DEFINE_string(
         "checkpoint", "last", "last, best, or the step of a checkpoint of the run."
@@ -193,15 +196,18 @@ def main() -> None:
         if bool(workdir.value) == bool(network.value):
             raise UserError("give either --workdir=RUN or --network=DIR")
         if workdir.value:
-            test = None
             if any(name.startswith("test:") for name in images.value):
-                setup, *_ = run.restore(workdir.value, checkpoint.value, data_dir=data_dir.value)
-                test = setup.dataset.test
-            subject = of_run(workdir.value, checkpoint.value, test)
+                setup, state, _ = run.restore(
+                    workdir.value, checkpoint.value, data_dir=data_dir.value
+                )
+                subject = of_state(setup, state)
+            else:
+                subject = of_run(workdir.value, checkpoint.value)
         else:
             subject = of_network(network.value)
         shown = pictures(images.value, subject)
-        where = Path(out.value or Path(workdir.value or network.value) / "gradcam")
+        # Never into the network, which a run saves anew when it is called again.
+        where = Path(out.value or Path(workdir.value) / "gradcam")
         written = draw(subject, shown, classes_of(classes.value, subject, shown), where)
         print(f"{len(written)} figures in {where}")
 

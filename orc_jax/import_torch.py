@@ -72,7 +72,10 @@ def import_torch(
             "mean": list(np.broadcast_to(mean, channels)),
             "std": list(np.broadcast_to(std, channels)),
         }
-    networks.save(out, variables, description)
+    try:
+        networks.save(out, variables, description)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
     return model, sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 

@@ -79,24 +79,31 @@ class Model(NamedTuple):
     resize: int
     logits: Callable
 
-    def predict(self, images) -> Float[np.ndarray, "B C"]:
+    def predict(self, images, batch_size: int = 256) -> Float[np.ndarray, "B C"]:
         """Probabilities of the classes.
 
         Args:
           images: uint8 [B, H, W, channels], or [B, H, W] where there is one channel.
+          batch_size: how many go through the network at once.
 
         Raises:
           UserError: they are of another type or size.
         """
         images = np.asarray(images)
-        if images.ndim == 3:
+        if images.ndim == 3 and self.image_shape[2] == 1:
             images = images[..., None]
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
             raise UserError(
                 f"images must be uint8 {['B', *self.image_shape]}, B at least 1, "
                 f"not {images.dtype} {list(images.shape)}"
             )
-        return np.asarray(jax.nn.softmax(self.logits(images)))
+        # Always as many, so that one program does for all.
+        rows, found = np.zeros((min(batch_size, len(images)), *self.image_shape), np.uint8), []
+        for first in range(0, len(images), len(rows)):
+            part = images[first : first + len(rows)]
+            rows[: len(part)] = part
+            found.append(np.asarray(jax.nn.softmax(self.logits(rows)))[: len(part)])
+        return np.concatenate(found)
 
 
 def load(directory: str | Path) -> Model:
@@ -222,7 +229,8 @@ def _best(config, variables, tested) -> int:
         return kept[0]
     if not tested:
         raise UserError(
-            f"no peer was evaluated up to this checkpoint, give one: {', '.join(map(str, kept))}"
+            "no peer was evaluated up to this checkpoint: export one of "
+            f"{', '.join(map(str, kept))} by --peer"
         )
     sizes = [sum(x.size for x in jax.tree.leaves(one["params"])) for one in variables]
     return max(kept, key=lambda i: (tested[0]["test"]["top1"][i], -sizes[i]))

@@ -41,8 +41,8 @@ def predict(
     Raises:
       UserError: the network does not take images from files.
     """
-    height, width, channels = model.image_shape
-    if height != width or channels not in (1, 3):
+    if not decode.come_from_files(model.image_shape):
+        height, width, channels = model.image_shape
         raise UserError(
             f"images of {height}×{width} pixels and {channels} channels do not come from files: "
             "use orc_jax.load(…).predict(images)"
@@ -147,7 +147,8 @@ def main() -> None:
             print(text, end="")
             return
         try:
-            Path(out.value).write_text(text)
+            # Names of files need not be text.
+            Path(out.value).write_text(text, encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise UserError(f"{out.value} cannot be written: {error.strerror}") from error
 

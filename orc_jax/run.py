@@ -47,6 +47,17 @@ class Setup(NamedTuple):
         return self.method.kept(self.config.method, self.group.size)
 
     @property
+    def images(self) -> dict:
+        """What its networks must be given: images of "image_shape", of files scaled to "resize"
+        before their centre is taken, and normalised by "mean" and "std"."""
+        return {
+            "image_shape": self.dataset.image_shape,
+            "resize": self.config.data.eval_resize,
+            "mean": self.test_split.mean.tolist(),
+            "std": self.test_split.std.tolist(),
+        }
+
+    @property
     def everywhere(self) -> NamedSharding:
         """A copy on every device."""
         return NamedSharding(self.group.mesh, PartitionSpec())

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from orc_jax import inference, methods, models
+from orc_jax import inference, methods, models, peers, run
 from orc_jax.checkpoint import read_config
 from orc_jax.data import Images, decode, folder
 from orc_jax.errors import UserError
@@ -56,18 +57,25 @@ class Picture(NamedTuple):
     label: int | None = None
 
 
-def of_run(workdir: str | Path, checkpoint: str = "last", test=None) -> Subject:
-    """All peers of a run's checkpoint, see `inference.from_run`.
-
-    Args:
-      workdir, checkpoint: which.
-      test: the run's test split, if images of it are to be shown.
-    """
-    config = read_config(workdir)
+def of_run(workdir: str | Path, checkpoint: str = "last") -> Subject:
+    """All peers of a run's checkpoint, without its data; see `inference.from_run`."""
     chosen = inference.from_run(workdir, "ensemble", checkpoint)
+    return _subject(chosen, _titles(read_config(workdir)))
+
+
+def of_state(setup: run.Setup, state) -> Subject:
+    """All peers of a run, with its test images; see `run.restore`."""
+    stacks, layout = jax.device_get(state.stacks), setup.group.stacks
+    variables = [peers.plain_variables(layout, stacks, i) for i in range(setup.group.size)]
+    names = setup.dataset.class_names
+    chosen = inference.Chosen(setup.group.names, variables, names, setup.images)
+    return _subject(chosen, _titles(setup.config), setup.dataset.test)
+
+
+def _titles(config):
     roles = methods.get(config.method.name).describe(config.method, len(config.peers))
-    named = enumerate(zip(chosen.networks, roles, strict=True))
-    return _subject(chosen, [f"{i} {name}, {role}" for i, (name, role) in named], test)
+    named = enumerate(zip(config.peers, roles, strict=True))
+    return [f"{i} {peer.model}, {role}" for i, (peer, role) in named]
 
 
 def of_network(directory: str | Path) -> Subject:
@@ -101,7 +109,9 @@ def pictures(images: list[str], subject: Subject) -> list[Picture]:
     for name in images:
         if chosen := re.fullmatch(r"test:(\d+)(?:-(\d+))?", name):
             first, last = int(chosen[1]), int(chosen[2] or chosen[1])
-            found += [_of_test(subject, at) for at in range(first, last + 1)]
+            if subject.test is not None and first <= last:
+                _is_there(subject, last)  # before others are decoded
+            found += [of_test(subject, at) for at in range(first, last + 1)]
         elif Path(name).is_dir():
             found += [_of_file(subject, Path(path)) for path in folder.images_below(name)]
         else:
@@ -111,22 +121,36 @@ def pictures(images: list[str], subject: Subject) -> list[Picture]:
     return found
 
 
-def _of_test(subject, at):
+def of_test(subject: Subject, at: int) -> Picture:
+    """The test image at this place (`UserError` if there is none, or it is damaged)."""
     test = subject.test
     if test is None:
         raise UserError(f"test:{at} is an image of a run: give --workdir, or image files")
-    if at >= len(test.labels):
-        raise UserError(f"test:{at} is not there, allowed: test:0 to test:{len(test.labels) - 1}")
+    _is_there(subject, at)
     if isinstance(test, Images):
         pixels = test.images[at]
     else:
         size, _, channels = subject.image_shape
-        pixels = decode.decode(test.file(at), size, subject.resize, channels)
+        try:
+            pixels = decode.decode(test.file(at), size, subject.resize, channels)
+        except decode.FAULTS as error:
+            raise UserError(f"test:{at}: {decode.reason(test.name(at), error)}") from error
     return Picture(f"test-{at}", pixels, int(test.labels[at]))
 
 
+def _is_there(subject, at):
+    count = len(subject.test.labels)
+    if at >= count:
+        raise UserError(f"test:{at} is not there, allowed: test:0 to test:{count - 1}")
+
+
 def _of_file(subject, path):
-    size, _, channels = subject.image_shape
+    size, width, channels = subject.image_shape
+    if not decode.come_from_files(subject.image_shape):
+        raise UserError(
+            f"images of {size}×{width} pixels and {channels} channels do not come from files: "
+            f"give test:FIRST-LAST in place of {path}"
+        )
     try:
         return Picture(path.stem, decode.decode(path, size, subject.resize, channels))
     except decode.FAULTS as error:

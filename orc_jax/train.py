@@ -1,6 +1,7 @@
 """The loop: data, state, steps, evaluation, checkpoints, metrics."""
 
 import collections
+import contextlib
 import signal
 import sys
 import threading
@@ -71,7 +72,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
     distributed.meet("the work directory is checked")
     with Lock(workdir), Interruption() as interruption:
-        claim(workdir, config, setup.dataset, _images(setup))
+        claim(workdir, config, setup.dataset, setup.images)
         distributed.meet("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
             return _train(setup, workdir, weights, checkpoints, interruption, called)
@@ -191,22 +192,11 @@ def _save_kept(setup, workdir, state):
             "network": setup.group.names[peer],
             "num_classes": setup.dataset.num_classes,
             "class_names": setup.dataset.class_names,
-            **_images(setup),
+            **setup.images,
         }
         take = partial(peers.plain_variables, setup.group.stacks, peer=peer)
         variables = jax.jit(take, out_shardings=setup.everywhere)(state.stacks)
         networks.save(workdir / "networks" / str(peer), variables, description)
-
-
-def _images(setup) -> dict:
-    """What a network of this run must be given: images of this shape, of files scaled to
-    `resize` before their centre is taken, and normalised by mean and std."""
-    return {
-        "image_shape": setup.dataset.image_shape,
-        "resize": setup.config.data.eval_resize,
-        "mean": setup.test_split.mean.tolist(),
-        "std": setup.test_split.std.tolist(),
-    }
 
 
 def _training(state: State) -> dict:
@@ -272,7 +262,8 @@ class Interruption:
         self.requested = signal.Signals(number).name
         self.__exit__()
         message = "stopping after this step, with a checkpoint; once more: at once, without one"
-        print(f"{self.requested}: {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"{self.requested}: {message}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_):
         for number, handler in self._before.items():

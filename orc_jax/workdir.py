@@ -1,6 +1,7 @@
 """A work directory belongs to one config and data set, and to one process at a time."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
 
 def check_config(workdir: Path, config) -> None:
     """Raises `UserError` if the directory is that of a run with another config."""
-    found = configs.differences(read_config(workdir), config)
+    found = configs.differences(*map(_with_paths, (read_config(workdir), config)))
     # Where and how images are read does not change a result, nor what is to be done about files
     # that are damaged: which ones they are is in the fingerprint.
     reading = ("dir", "cache", "memory", "workers", "on_error")
@@ -53,6 +54,14 @@ def check_config(workdir: Path, config) -> None:
             f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
             "choose another --workdir, or give the same settings to go on with it"
         )
+
+
+def _with_paths(config):
+    """A copy in which a teacher's path has one spelling."""
+    config = config.copy_and_resolve_references()
+    for peer in config.peers:
+        peer.init_from = peer.init_from and os.path.relpath(peer.init_from)
+    return config
 
 
 def claim(workdir: Path, config, dataset: Dataset, images: dict) -> None:

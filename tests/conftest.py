@@ -187,6 +187,10 @@ def tiny_data(seed=0, train=50, test=21, num_classes=5):
     return (*split(train), *split(test))
 
 
+# The environment of commands whose programs are too short to be worth optimising.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
     """Runs `python ARGS` in the repository's root; the output is text."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"

@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, assert_trees_equal, run_command
+from conftest import QUICK, ROOT, assert_trees_equal, run_command
 
 from orc_jax import metrics
 from orc_jax.checkpoint import Checkpoints
 
-STEPS_PER_EPOCH = 1437 // 8  # of the runs that are stopped
+STEPS_PER_EPOCH = 960 // 8  # of the runs that are stopped
 TRAIN = ("-m", "orc_jax.main", "--config=configs/digits.py")
 
 
@@ -30,14 +30,14 @@ def without_times(records):
 
 
 def test_digits_command_of_the_readme(tmp_path):
-    """The default config, in 16 of its 40 epochs, reaches 97 % top-1, compiles once, and
+    """The default config, in 8 of its 40 epochs, reaches 95 % top-1, compiles once, and
     evaluates to what it logged."""
     workdir = tmp_path / "run"
-    args = (f"--workdir={workdir}", "--config.epochs=16")
+    args = (f"--workdir={workdir}", "--config.epochs=8")
     result = run_command(*TRAIN, *args, env={"JAX_LOG_COMPILES": "1"})
     records = metrics.read(workdir)
     assert len(records) == json.loads((workdir / "config.json").read_text())["epochs"]
-    assert max(records[-1]["test"]["top1"][1:]) >= 97
+    assert max(records[-1]["test"]["top1"][1:]) >= 95
     assert "pivot teacher" in result.stdout and "ensemble" in result.stdout
 
     # Both steps share the name `step`; one compilation each.
@@ -57,6 +57,7 @@ def start(*args):
     return subprocess.Popen(
         [sys.executable, *args],
         cwd=ROOT,
+        env=os.environ | QUICK,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -87,9 +88,10 @@ def stop_in_epoch_two(workdir, args, number):
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
     settings = ("--config.epochs=2", "--config.batch_size=8", "--config.seed=3")
+    settings = (*settings, "--config.data.train_images=960")
     command = ("-m", "orc_jax.main", f"--config=configs/digits.py:{preset}", *settings)
     full, workdir = tmp_path / "full", tmp_path / "stopped"
-    run_command(*command, f"--workdir={full}")
+    run_command(*command, f"--workdir={full}", env=QUICK)
     args = (*command, f"--workdir={workdir}")
     status, output = stop_in_epoch_two(workdir, args, number)
     with Checkpoints(workdir) as checkpoints:
@@ -107,7 +109,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
         for record in metrics.read(full):
             assert 0 < record["train"]["expert/0_1"] < 1
 
-    resumed = run_command(*args)
+    resumed = run_command(*args, env=QUICK)
     assert f"resumed at step {step}" in resumed.stdout
     assert_trees_equal(final_state(workdir), final_state(full))
     assert without_times(metrics.read(workdir)) == without_times(metrics.read(full))
@@ -173,6 +175,7 @@ def test_several_devices_and_the_default_work_directory(tmp_path):
         ],
         cwd=tmp_path,
         env=os.environ
+        | QUICK
         | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
         check=True,
         capture_output=True,

@@ -9,14 +9,13 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_command
+from conftest import QUICK, ROOT, run_command
 from test_folder import picture, save
 
 from orc_jax import metrics
 from orc_jax.distributed import STOPPED
 
 PER_EPOCH = 6
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_command
+from conftest import QUICK, ROOT, run_command
 
 from experiments import jobs, results, run, tables
 from experiments import study as studies
@@ -26,8 +26,6 @@ READY = [
     path for path in sorted((ROOT / "experiments").glob("*.py")) if "\nSTUDY = " in path.read_text()
 ]
 CASES = [(path.stem, base) for path in READY for base in studies.load(str(path))[0].bases]
-# The runs' programs are too short to be worth optimising.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 FAST = ("--config.epochs=1", "--config.data.train_images=64", "--config.checkpoint_every=1")
 
 
@@ -100,6 +98,22 @@ def test_devices_are_shared_out():
     assert jobs.environments(2, []) == [{}, {}]
 
 
+def test_a_run_can_ask_for_more_devices_than_the_study_has(tmp_path):
+    study = Study(("configs/digits.py",), "ind", {"alone": "ind"}, "alone")
+    _, (one,) = planned(study, "configs/digits.py", tmp_path, ("--config.mesh.data=4",))
+    assert one.config.mesh.data == 4
+
+
+def test_gpus_are_those_that_nvidia_smi_lists(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    program = tmp_path / "nvidia-smi"
+    for output, status, expected in (("0\\n1", 0, ["0", "1"]), ("no driver here", 9, [])):
+        program.write_text(f"#!/bin/sh\nprintf '{output}\n'\nexit {status}\n")
+        program.chmod(0o755)
+        assert jobs.gpus() == expected
+
+
 def finished_run(workdir, networks, method, top1, ensemble, promotions=None):
     """A work directory as a finished run of two epochs leaves it, as far as studies read it."""
     config = default(method)
@@ -154,9 +168,9 @@ def test_tables_and_csv_by_hand(tmp_path):
     assert "published" not in tables.markdown(
         "T", tables.header(study, "x"), tables.rows(study, "x", summaries), ""
     )
-    tex = tables.latex("T", head, rows, "100 %")
+    tex = tables.latex("T", head, rows, r"100 % {a}\b")
     row = r"orc & 3 & \textbf{91.00 $\pm$ 1.00} & 0.074 & \textbf{92.00 $\pm$ 1.00} & 91.50 \\"
-    assert row in tex and r"100 \%" in tex
+    assert row in tex and r"100 \% \{a\}\textbackslash{}b" in tex
 
     results.write_csv(tmp_path / "results.csv", found)
     with (tmp_path / "results.csv").open() as file:
@@ -238,22 +252,29 @@ def test_a_study_from_the_command_line(tiny, tmp_path):
         run.prepare(tiny, out=out, only=["gentle"], overrides=[*FAST, "--config.batch_size=32"])
 
 
-def test_a_signal_stops_the_runs_with_a_checkpoint(tiny, tmp_path):
+def test_a_signal_stops_the_runs_with_a_checkpoint_and_they_go_on(tiny, tmp_path):
+    """Ctrl-C; then a terminal that is closed."""
     out = tmp_path / "out"
     args = (tiny, f"--out={out}", "--only=alone", "--seeds=1", "--config.epochs=5000", FAST[1])
     command = [sys.executable, "-m", "experiments.run", *args]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | QUICK
-    )
-    deadline = time.monotonic() + 100
-    while not (out / "alone" / "seed0" / "metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "the same command goes on from here" in errors
-    assert "stopped by SIGTERM at step" in (out / "alone" / "seed0.log").read_text()
+    pipe, log = subprocess.PIPE, out / "alone" / "seed0.log"
+    for times, number in ((1, signal.SIGINT), (2, signal.SIGHUP)):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | QUICK
+        )
+        deadline = time.monotonic() + 100
+        while not log.exists() or log.read_text().count("first step after") < times:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        if number == signal.SIGHUP:
+            process.stdout.close()  # as a terminal does
+            process.stderr.close()
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+        if number == signal.SIGINT:
+            assert "the same command goes on from here" in process.stderr.read()
+        assert log.read_text().count("stopped by SIGTERM at step") == times
+    assert log.read_text().count("resumed at step") == 1
 
 
 @pytest.mark.parametrize(
@@ -265,6 +286,7 @@ def test_a_signal_stops_the_runs_with_a_checkpoint(tiny, tmp_path):
         ({"overrides": ["--config.lr=3"]}, "unknown key of config 'lr'"),
         ({"overrides": ["--config.method.T=3"]}, "unknown key of config.method 'T'"),
         ({"overrides": ["--config.epochs=many"]}, "epochs=many: invalid literal"),
+        ({"overrides": ["--config.seed=3"]}, "--config.seed=3: a study's seeds are 0 to N − 1"),
         ({"overrides": ["--config.epochs=0"]}, "variant alone: epochs is 0, allowed: 1 or more"),
     ],
 )

@@ -167,6 +167,15 @@ def test_without_its_converter_onnx_is_left_out_with_the_reason(monkeypatch, tmp
     assert "left out, it needs jax2onnx" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_what_a_converter_says_is_no_format(tmp_path, run, monkeypatch):
+    def fails(chosen):
+        raise forms.Unavailable("KeyError {'axis': 1}")
+
+    monkeypatch.setattr(forms, "FORMS", {"model.onnx": (fails, None)})
+    export(run, tmp_path / "out", 0)
+    assert "left out, KeyError {'axis': 1}" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_all_that_can_be_loaded_predicts_alike_and_as_accurately_as_logged(
     run, best, exported, ensemble
 ):
@@ -177,6 +186,7 @@ def test_all_that_can_be_loaded_predicts_alike_and_as_accurately_as_logged(
         found = model.predict(IMAGES)
         np.testing.assert_allclose(found, expected, atol=1e-4)
         np.testing.assert_allclose(model.predict(IMAGES[:3, ..., 0]), expected[:3], atol=1e-4)
+        np.testing.assert_allclose(model.predict(IMAGES[:9], 4), expected[:9], atol=1e-4)
         assert 100 * (found.argmax(axis=1) == labels).mean() == pytest.approx(test["top1"][best])
     both = [jax.nn.softmax(logits_of(run, peer)) for peer in (0, 1)]
     found = orc_jax.load(ensemble[0]).predict(IMAGES)
@@ -192,7 +202,7 @@ def test_a_run_that_was_not_finished(tmp_path, run):
         orc_jax.load(copy).predict(IMAGES), orc_jax.load(run).predict(IMAGES)
     )
     (copy / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no peer was evaluated up to this checkpoint.*: 0, 1"):
+    with pytest.raises(UserError, match=r"no peer was evaluated up to this checkpoint: export one of 0, 1"):
         orc_jax.load(copy)
     (copy / "run.json").unlink()
     with pytest.raises(UserError, match=r"run.json cannot be read: No such file"):
@@ -281,6 +291,8 @@ def test_the_commands_mistakes_get_one_line(files, run, exported):
 
 
 def test_what_cannot_be_exported_or_loaded(tmp_path, files, run, exported):
+    (files / "mine").mkdir()
+    (files / "mine" / "README.md").write_text("precious")
     for call, message in (
         (lambda: export(tmp_path, tmp_path / "out"), "is not a work directory"),
         (
@@ -288,9 +300,11 @@ def test_what_cannot_be_exported_or_loaded(tmp_path, files, run, exported):
             "peer is '7', allowed: best, ensemble, 0 to 1",
         ),
         (lambda: export(run, tmp_path / "out", "0", "3"), "no checkpoint '3'"),
+        (lambda: export(run, files / "mine"), "mine is not empty and not an export: README.md"),
         (lambda: export(run, files / "a.png"), "a.png cannot be read: Not a directory"),
         (lambda: orc_jax.load(files), "no export, no saved network and no run"),
         (lambda: orc_jax.load(run).predict(IMAGES / 255), "must be uint8 .*, not float64"),
+        (lambda: orc_jax.load(run).predict(IMAGES[0]), r"not uint8 \[8, 8, 1, 1\]"),
         (lambda: orc_jax.load(run).predict(IMAGES[:, 1:]), r"not uint8 \[360, 7, 8, 1\]"),
         (lambda: predict.images_of([str(tmp_path / "none.png")]), "no file or folder .*none.png"),
     ):

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run_command
+from conftest import QUICK, run_command
 from PIL import Image
 
 from orc_jax import config as configs
@@ -284,7 +284,7 @@ def test_the_command_trains_on_a_folder(root):
     )
     small = run_command(*args, check=False)
     assert small.returncode == 1 and "not of one square size" in small.stderr
-    result = run_command(*args, "--config.data.size=8")
+    result = run_command(*args, "--config.data.size=8", env=QUICK)
     assert "resnet8" in result.stdout
     for file in ("config.json", "networks/0/network.json"):
         text = (workdir / file).read_text()

@@ -143,7 +143,7 @@ def test_the_command_draws_the_peers_of_a_run(workdir, tmp_path):
 
 def test_what_is_asked_for_must_be_there(workdir, tmp_path):
     test = data.load().test
-    subject = subjects.of_run(workdir, test=test)
+    subject = subjects.of_run(workdir)._replace(test=test)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     file = [str(tmp_path / "black.png")]
     shown = subjects.pictures(["test:0-1", *file], subject)
@@ -169,6 +169,8 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
             gradcam.classes_of(classes, subject, subjects.pictures(images, subject))
     with pytest.raises(UserError, match="test:0 is an image of a run"):
         subjects.pictures(["test:0"], subject._replace(test=None))
+    with pytest.raises(UserError, match="images of 8×12 pixels and 1 channels do not come from"):
+        subjects.pictures(file, subject._replace(image_shape=(8, 12, 1)))
 
 
 def test_mistakes_get_one_line():

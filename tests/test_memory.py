@@ -40,17 +40,16 @@ def program(config):
 @pytest.mark.parametrize("method", ["dcm", "one"])
 def test_rematerialisation_changes_no_result(method):
     plain, again = (
-        in_peer_order(*run(config_of(method, remat=remat), 2)) for remat in (False, True)
+        in_peer_order(*run(config_of(method, remat=remat), 1)) for remat in (False, True)
     )
     for one, other in zip(plain, again, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.optimised
 def test_rematerialisation_and_micro_batches_need_less_memory():
     def temporary(**changes):
         config = config_of("ind", **changes)
-        config.peers = tuple(configs.peer("resnet14") for _ in range(2))
+        config.peers = tuple(configs.peer("resnet8") for _ in range(2))
         compiled, _ = program(config)
         return compiled.memory_analysis().temp_size_in_bytes
 

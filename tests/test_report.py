@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from html import escape, unescape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import orc_jax
 from configs import digits
 from orc_jax import metrics
 from orc_jax.errors import UserError
-from orc_jax.report import findings, plots
+from orc_jax.report import findings, history, plots
 from orc_jax.report.__main__ import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -54,6 +55,11 @@ def test_answers_of_peers_and_ensemble_by_hand():
     np.testing.assert_allclose(found.confidence[:, 0], [0.8, 0.9, 0.55])
     np.testing.assert_allclose(found.loss[:, 0], -np.log([0.8, 0.1, 0.45]))
     assert found.top5.all()
+    # Far behind the others, where softmax's output is 0.
+    logits = np.array([[[150.0, 0, 10, 10, 10, 10]]], np.float32)
+    found = findings.answers(np.array([0]), np.array([1]), logits)
+    np.testing.assert_allclose(found.loss, 150)
+    assert not found.top5.any()
 
 
 def test_plots_of_what_is_rare():
@@ -62,6 +68,10 @@ def test_plots_of_what_is_rare():
     assert "nan" not in plot and "<b>" not in plot and "&lt;b&gt;" in plot
     plot = plots.stacked("shares", [1], {"none": [0.0]}, [0])
     assert "nan" not in plot
+    nobody = {"promoted": [0.0, 0.0], "asked": [0.0, 1.0], "learned": [1.0, 1.0]}
+    one = SimpleNamespace(titles=["a", "b"], records=[{"epoch": 1, "train": nobody}])
+    shown = history.roles(one)
+    assert "Share of promotions" not in shown and "asked for" in shown
     assert len(plots.matrix("many", np.eye(1000, dtype=int), ["x"] * 1000)) < 30_000
 
 

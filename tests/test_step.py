@@ -74,7 +74,6 @@ def convolutions(networks, **method):
     return len(re.findall(r" = \S+ convolution\(", text))
 
 
-@pytest.mark.optimised
 def test_each_network_runs_once_per_batch_and_weights():
     """Forward is 3 convolutions of `tiny`, backward 5 (the images need no gradient), besides its
     1×1 projection, which is a matrix product.

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -250,6 +251,7 @@ def test_resuming_needs_no_pretrained_weights_again(finished, tmp_path):
     shutil.copytree(finished[1], tmp_path / "pivot")
     orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
     shutil.rmtree(tmp_path / "pivot")
+    config.peers[0].init_from = os.path.relpath(tmp_path / "pivot")  # the same place
     assert orc_jax.train(config, tmp_path / "run", tiny_data(train=80)).finished
 
 

@@ -24,7 +24,10 @@ from orc_jax.errors import UserError
 # Part of every cache file's name: to be raised when the same files give other pixels.
 VERSION = 1
 # What PIL raises for a file that is truncated or no image.
-FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+FAULTS = (
+    *(OSError, ValueError, SyntaxError, RuntimeError, MemoryError),
+    Image.DecompressionBombError,
+)
 
 
 def load(config, listing: Listing) -> Dataset:
@@ -97,6 +100,12 @@ def decode(file: str | Path | IO, size: int, resize: int = 0, channels: int = 3)
         # Lets JPEG skip resolution that is not needed.
         image.draft("RGB", (max(size, resize),) * 2)
         return as_array(fit(rgb(image), size, resize), channels)
+
+
+def come_from_files(image_shape: tuple[int, int, int]) -> bool:
+    """Whether `decode` gives images of this shape: squares, grey or RGB."""
+    height, width, channels = image_shape
+    return height == width and channels in (1, 3)
 
 
 def as_array(image: Image.Image, channels: int) -> np.ndarray:

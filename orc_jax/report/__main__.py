@@ -3,11 +3,12 @@
 The file needs no network and no other file: plots are SVG within it, images data URIs.
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
 
-from orc_jax import commands
+from orc_jax import commands, figures
 from orc_jax.errors import UserError
 from orc_jax.report.findings import find
 from orc_jax.report.page import page
@@ -26,11 +27,19 @@ def report(
     Raises:
       UserError: no such run, checkpoint or data, or the file cannot be written.
     """
-    content = page([find(workdir, checkpoint, data_dir) for workdir in workdirs])
+    figures.new(1, 1)  # or the error that matplotlib is missing
+    out = Path(out)
+    new = out.with_name(f".{out.name}.new")
     try:
-        Path(out).write_text(content, encoding="utf-8")
+        new.touch()  # before the work, which can take minutes
+        content = page([find(workdir, checkpoint, data_dir) for workdir in workdirs])
+        new.write_text(content, encoding="utf-8")
+        new.replace(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import special
 
 from orc_jax import metrics, run
 from orc_jax.data import batches
 from orc_jax.step import compile_steps, evaluation_batch_size
-from orc_jax.subjects import Subject, of_run
+from orc_jax.subjects import Subject, of_state
 
 BINS = 15
 
@@ -73,23 +74,32 @@ class Findings(NamedTuple):
 def find(workdir: str | Path, checkpoint: str, data_dir: str) -> Findings:
     """Restores a run's checkpoint and asks it about every test image; see `run.restore`."""
     setup, state, step = run.restore(workdir, checkpoint, data_dir=data_dir)
+    subject, found = of_state(setup, state), _ask(setup, state.stacks)
     return Findings(
         Path(workdir),
         step,
-        setup,
+        # Without its images, of which a page about many runs would hold many copies.
+        setup._replace(
+            dataset=setup.dataset._replace(train=None, test=None),
+            train_split=None,
+            test_split=None,
+            held_out_split=None,
+        ),
         [record for record in metrics.read(workdir) if record["step"] <= step],
         state.promotions.tolist(),
-        of_run(workdir, str(step), setup.dataset.test),
-        _ask(setup, state.stacks),
+        subject,
+        found,
     )
 
 
 def _ask(setup, stacks) -> Answers:
     size, parts, first = evaluation_batch_size(setup.config, setup.group), [], 0
     _, _, prediction_step = compile_steps(setup.config, setup.group, setup.method)
+    # Compiled, so that the images are not made for it.
+    labels_of = jax.jit(lambda split, index: batches.evaluation_batch(split, index, size)[1:])
     for split, index in run.evaluation_batches(setup):
         logits = jax.device_get(prediction_step(stacks, split, index))
-        _, labels, counts = jax.device_get(batches.evaluation_batch(split, index, size))
+        labels, counts = jax.device_get(labels_of(split, index))
         rows = np.flatnonzero(counts)
         parts.append(answers(first + rows, labels[rows], logits[:, rows]))
         first += size
@@ -98,18 +108,17 @@ def _ask(setup, stacks) -> Answers:
 
 def answers(positions, labels, logits: Float[np.ndarray, "P B C"]) -> Answers:
     """The answers that logits give; the ensemble's output is the peers' mean softmax output."""
-    peak = logits.max(axis=-1, keepdims=True)
-    probabilities = np.exp(logits - peak)
-    probabilities /= probabilities.sum(axis=-1, keepdims=True)
-    probabilities = np.concatenate([probabilities, probabilities.mean(axis=0, keepdims=True)])
-    of_label = np.take_along_axis(probabilities, labels[None, :, None], axis=-1)
+    log_probs = special.log_softmax(logits, axis=-1)
+    ensemble = special.logsumexp(log_probs, axis=0, keepdims=True) - np.log(len(logits))
+    log_probs = np.concatenate([log_probs, ensemble])
+    of_label = np.take_along_axis(log_probs, labels[None, :, None], axis=-1)
     return Answers(
         positions,
         labels,
-        probabilities.argmax(axis=-1),
-        probabilities.max(axis=-1),
-        -np.log(np.maximum(of_label[..., 0], np.finfo(np.float32).tiny)),
-        (probabilities > of_label).sum(axis=-1) < 5,
+        log_probs.argmax(axis=-1),
+        np.exp(log_probs.max(axis=-1)),
+        -of_label[..., 0],
+        (log_probs > of_label).sum(axis=-1) < 5,
     )
 
 

@@ -7,18 +7,21 @@ from orc_jax.report.html import grid
 
 def curves(one: Findings) -> str:
     """Accuracy and loss of every peer over the epochs."""
-    names, found = one.titles, []
+    found, config = [], one.setup.config
+    kinds = one.setup.method.kinds(config.method, len(config.peers))
     for split, label in (("test", "Test"), ("train", "Training")):
         records = [record for record in one.records if split in record]
         if not records:
             continue
         at = [record["epoch"] for record in records]
+        # A frozen teacher has no loss in training.
+        shown = [i for i, kind in enumerate(kinds) if split == "test" or kind != "frozen"]
         for key, title, unit in (("top1", "top-1 accuracy", "%"), ("loss", "loss", "")):
-            values = zip(*(record[split][key] for record in records), strict=True)
-            series, colours = dict(zip(names, values, strict=True)), list(range(len(names)))
-            if split == "test" and len(names) > 1:
+            series = {one.titles[i]: [record[split][key][i] for record in records] for i in shown}
+            colours = list(shown)
+            if split == "test" and len(kinds) > 1:
                 series["ensemble"] = [record[split]["ensemble"][key] for record in records]
-                colours.append(len(names))
+                colours.append(len(kinds))
             found.append(
                 plots.lines(f"{label} {title}", at, series, colours, unit, dashed=["ensemble"])
             )
@@ -44,7 +47,8 @@ def roles(one: Findings) -> str:
             everyone = per_peer(one, key)
             some = {name: values for name, values in everyone.items() if any(values)}
             colours = [i for i, name in enumerate(everyone) if name in some]
-            found.append(plots.stacked(title, at, some, colours))
+            if some:
+                found.append(plots.stacked(title, at, some, colours))
     learned = {name: [100 * x for x in xs] for name, xs in per_peer(one, "learned").items()}
     if any(0 < x < 100 for values in learned.values() for x in values):
         title = "Steps in which it learned from the loss"
@@ -56,7 +60,7 @@ def loss_terms(one: Findings) -> str:
     """The terms' shares of the whole loss."""
     if not one.records:
         return ""
-    names = [name for name, value in one.records[-1]["train"]["term_share"].items()]
+    names = list(one.records[-1]["train"]["term_share"])
     shares = {
         name: [record["train"]["term_share"][name] for record in one.records] for name in names
     }

@@ -12,7 +12,7 @@ from orc_jax.report import findings, history, plots
 from orc_jax.report.findings import Findings
 from orc_jax.report.html import figure, grid, table, thumbnail, uri
 from orc_jax.report.style import STYLE
-from orc_jax.subjects import pictures
+from orc_jax.subjects import of_test
 
 EXAMPLES = 3  # images of a pair of classes
 LOOKS = 4  # images that Grad-CAM is shown for
@@ -72,7 +72,7 @@ def section(i: int, one: Findings) -> str:
 
 def epoch(one: Findings) -> str:
     """How far the run was, in epochs."""
-    return f"{one.step / one.setup.steps_per_epoch:.3g}"
+    return f"{round(one.step / one.setup.steps_per_epoch, 2):g}"
 
 
 def networks(one: Findings) -> str:
@@ -198,7 +198,7 @@ def looks(one: Findings) -> str:
     right = np.flatnonzero(one.answers.correct.all(axis=0)).tolist()
     views, groups = gradcam.viewer(one.subject), []
     for at in wrong + right[: LOOKS - len(wrong)]:
-        (picture,) = pictures([f"test:{one.answers.positions[at]}"], one.subject)
+        picture = of_test(one.subject, one.answers.positions[at])
         seen = views(picture, gradcam.PREDICTED)
         texts, heat = gradcam.captions(one.subject, seen), [view.heat[0] for view in seen]
         name = f"test image {one.answers.positions[at]}"
@@ -218,4 +218,4 @@ def looks(one: Findings) -> str:
 
 def pixels(one: Findings, at: int) -> np.ndarray:
     """The test image at a place of the answers."""
-    return pictures([f"test:{one.answers.positions[at]}"], one.subject)[0].pixels
+    return of_test(one.subject, one.answers.positions[at]).pixels
