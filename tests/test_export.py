@@ -202,7 +202,7 @@ def test_a_run_that_was_not_finished(tmp_path, run):
         orc_jax.load(copy).predict(IMAGES), orc_jax.load(run).predict(IMAGES)
     )
     (copy / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no peer was evaluated up to this checkpoint: export one of 0, 1"):
+    with pytest.raises(UserError, match=r"up to this checkpoint: export one of 0, 1"):
         orc_jax.load(copy)
     (copy / "run.json").unlink()
     with pytest.raises(UserError, match=r"run.json cannot be read: No such file"):
