@@ -4,6 +4,7 @@ What is finished is skipped, what was stopped goes on. `--config.KEY=VALUE` chan
 all variants.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from experiments import study as studies
 from experiments.live import table
 from orc_jax import commands, figures
 from orc_jax.display import console
-from orc_jax.errors import unknown
+from orc_jax.errors import UserError, unknown
 from orc_jax.workdir import Lock
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     )
     seeds = flags.DEFINE_integer("seeds", None, "How many; default: the study's own.", 1)
     out = flags.DEFINE_string("out", None, "Where all files go; default runs/STUDY-BASE.")
-    only = flags.DEFINE_list("only", [], "Variants to run and show, with commas; default: all.")
+    only = flags.DEFINE_list("only", [], "Variants to run, with commas; default: all.")
     count = flags.DEFINE_integer("jobs", None, "Runs at once; default: one a GPU, or 1.", 1)
     # Settings of the runs are theirs to parse.
     overrides = [argument for argument in sys.argv if argument.startswith("--config.")]
@@ -49,13 +50,15 @@ class Plan(NamedTuple):
 
     Attributes:
       title: of table and plot.
-      runs: all of them, finished ones too.
+      runs: what is to be trained, or was already.
+      others: of variants that are not asked for, for the tables.
     """
 
     study: studies.Study
     title: str
     base: studies.Base
     runs: list[studies.Run]
+    others: list[studies.Run]
 
 
 def prepare(
@@ -80,8 +83,12 @@ def prepare(
     place = f"{Path(path).stem}-{Path(base).name.replace('.py', '')}"
     folder = out or f"runs/{place.replace(':', '-').replace(',', '-')}"
     shared = studies.read_base(study, base, overrides, Path(folder))
-    runs = studies.plan(study, shared, only or list(study.variants), seeds or study.seeds)
-    return Plan(study, f"{title} ({shared.config.data.name})", shared, runs)
+    names, seeds = only or list(study.variants), seeds or study.seeds
+    runs, others = studies.plan(study, shared, names, seeds), []
+    for name in study.variants.keys() - set(names):
+        with contextlib.suppress(UserError):  # what is not asked for need not be possible
+            others += studies.plan(study, shared, [name], seeds)
+    return Plan(study, f"{title} ({shared.config.data.name})", shared, runs, others)
 
 
 def run_study(plan: Plan, count: int | None) -> None:
@@ -125,9 +132,13 @@ def run_study(plan: Plan, count: int | None) -> None:
 
 def report(plan: Plan, work: jobs.Jobs) -> tuple[tuple[str, ...], list[list[tables.Cell]]]:
     """Writes `results.csv`, tables and plot of what is finished; returns the table."""
-    study, title, base, runs = plan
+    study, title, base, runs, others = plan
     target = base.networks[-1]
-    found = [results.result(run, target) for run in runs if run in work.finished and run.compared]
+    finished = [run for run in runs if run in work.finished]
+    finished += filter(jobs.is_finished, others)
+    found = [results.result(run, target) for run in finished if run.compared]
+    order = list(study.variants)
+    found.sort(key=lambda result: (result.seed, order.index(result.variant)))
     summaries = results.summarise(study, found)
     head, rows = tables.header(study, base.key), tables.rows(study, base.key, summaries)
     notes = tables.notes(study, target)

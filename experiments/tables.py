@@ -29,15 +29,20 @@ def rows(study: Study, key: str, summaries: dict[str, Summary]) -> list[list[Cel
       key: of the base, as `Study.published` has it.
     """
     published = study.published.get(key, {})
-    best = {
-        column: max((round(getattr(one, column)[0], 2) for one in summaries.values()), default=0)
+    seeds = max((one.seeds for one in summaries.values()), default=0)
+    best = {  # of those with all seeds: others may have had the easier ones
+        column: max(
+            (round(getattr(one, column)[0], 2) for one in summaries.values() if one.seeds == seeds),
+            default=0,
+        )
         for column in ("measure", "ensemble")
     }
 
     def score(one, column):
         mean, std = getattr(one, column)
         spread = "" if math.isnan(std) else f" ± {std:.2f}"
-        return Cell(f"{mean:.2f}{spread}", round(mean, 2) == best[column])
+        is_best = one.seeds == seeds and round(mean, 2) == best[column]
+        return Cell(f"{mean:.2f}{spread}", is_best)
 
     table = []
     for name, one in summaries.items():

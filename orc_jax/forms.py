@@ -144,7 +144,9 @@ def onnx(chosen: Chosen) -> bytes:
         import jax2onnx
         import onnxruntime  # noqa: F401 - to read it back
     except ImportError as error:
-        raise Unavailable("it needs jax2onnx and onnxruntime") from error
+        raise Unavailable(
+            "it needs pip install onnx onnx-ir onnxruntime && pip install --no-deps jax2onnx"
+        ) from error
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # speaks of shapes that it leaves open
     try:
         model = jax2onnx.to_onnx(

@@ -109,7 +109,9 @@ def pictures(images: list[str], subject: Subject) -> list[Picture]:
     for name in images:
         if chosen := re.fullmatch(r"test:(\d+)(?:-(\d+))?", name):
             first, last = int(chosen[1]), int(chosen[2] or chosen[1])
-            if subject.test is not None and first <= last:
+            if first > last:
+                raise UserError(f"{name} has no image, allowed: test:FIRST-LAST, as in test:0-7")
+            if subject.test is not None:
                 _is_there(subject, last)  # before others are decoded
             found += [of_test(subject, at) for at in range(first, last + 1)]
         elif Path(name).is_dir():

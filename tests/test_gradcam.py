@@ -157,7 +157,7 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
     (tmp_path / "empty").mkdir()
     for images, classes, message in (
         (["test:360"], [], "test:360 is not there, allowed: test:0 to test:359"),
-        (["test:3-1"], [], "--images=test:3-1 has no image"),
+        (["test:3-1"], [], "test:3-1 has no image, allowed: test:FIRST-LAST"),
         ([str(tmp_path / "empty")], [], "has no image"),
         (["absent.png"], [], "absent.png cannot be read: No such file"),
         ([f"{workdir}/config.json"], [], "no image that Pillow knows"),

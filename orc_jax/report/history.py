@@ -25,7 +25,12 @@ def curves(one: Findings) -> str:
             found.append(
                 plots.lines(f"{label} {title}", at, series, colours, unit, dashed=["ensemble"])
             )
-    return grid(found) or "<p>No epoch is finished yet.</p>"
+    if not found:
+        return "<p>No epoch is finished yet.</p>"
+    return (
+        "<p>Training values are of the batches that the losses were computed on: augmented, and of "
+        "a teacher that was taught first, with its new weights.</p>" + grid(found)
+    )
 
 
 def per_peer(one: Findings, key: str) -> dict[str, list[float]]:
