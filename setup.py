@@ -1,19 +1,16 @@
 """Package metadata; tool settings are in pyproject.toml."""
 
-import re
-from pathlib import Path
-
 from setuptools import find_packages, setup
-
-VERSIONS = Path(__file__).parent / "orc_jax" / "versions.py"
 
 setup(
     name="orc-jax",
-    version=re.search('VERSION = "(.+)"', VERSIONS.read_text())[1],
+    version="0.1.0",
     description="Online knowledge distillation in JAX: groups of networks that teach each other.",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["orc_jax", "orc_jax.*"]),
+    package_data={"orc_jax": ["py.typed"]},
+    entry_points={"console_scripts": ["orc-jax = orc_jax.__main__:main"]},
     install_requires=[
         "absl-py",
         "flax>=0.12",

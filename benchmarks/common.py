@@ -18,7 +18,7 @@ from orc_jax import losses, models, optimizers
 from orc_jax.data import batches
 from orc_jax.initial import init_state
 from orc_jax.models import layers
-from orc_jax.run import prepare
+from orc_jax.prepare import prepare
 from orc_jax.state import streams
 from orc_jax.step import compile_steps
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 from experiments.study import Run
-from orc_jax import methods, metrics
-from orc_jax.train import Interruption
+from orc_jax import methods
+from orc_jax.runtime import metrics
+from orc_jax.training import Interruption
 
 POLL = 0.5  # seconds between looks at the processes
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from experiments.jobs import Jobs
 from experiments.study import Run
 from experiments.tables import Cell
-from orc_jax import metrics
+from orc_jax.runtime import metrics
 
 
 def table(runs: list[Run], work: Jobs, head: tuple[str, ...], rows: list[list[Cell]]) -> Table:

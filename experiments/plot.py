@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from experiments.results import Result, Summary
-from orc_jax import figures
+from orc_jax.insight import figures
 
 GREY, BLUE, ORANGE = "#888888", "#1f77b4", "#d95f02"
 

@@ -14,7 +14,8 @@ import numpy as np
 from scipy import stats
 
 from experiments.study import Run, Study
-from orc_jax import methods, metrics
+from orc_jax import methods
+from orc_jax.runtime import metrics
 
 COLUMNS = ("variant", "seed", "top1", "measure", "ensemble", "promoted", "seconds", "workdir")
 

@@ -18,10 +18,11 @@ from rich.live import Live
 from experiments import jobs, plot, results, tables
 from experiments import study as studies
 from experiments.live import table
-from orc_jax import commands, figures
-from orc_jax.display import console
+from orc_jax.commands import command_line
 from orc_jax.errors import UserError, unknown
-from orc_jax.workdir import Lock
+from orc_jax.insight import figures
+from orc_jax.runtime.display import console
+from orc_jax.runtime.workdir import Lock
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
         plan = prepare(path, base.value, seeds.value, out.value, only.value, overrides)
         run_study(plan, count.value)
 
-    commands.run(command, "STUDY.py")
+    command_line.run(command, "STUDY.py")
 
 
 class Plan(NamedTuple):

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from orc_jax import commands, methods, workdir
 from orc_jax import config as configs
-from orc_jax.checkpoint import read_config
+from orc_jax import methods
+from orc_jax.commands import command_line
 from orc_jax.errors import UserError, unknown
+from orc_jax.runtime import workdir
+from orc_jax.runtime.checkpoints import read_config
 
 TEACHER = "teacher-"  # before the network's name: runs that other runs need
 
@@ -155,7 +157,7 @@ def config_of(arguments: Iterable[str]) -> ConfigDict:
         file = argv[1].removeprefix("--config=").partition(":")[0]
         raise UserError(f"no such config file: {file}") from error
     except (flags.Error, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        commands.check_overrides(argv)  # says which key it is about
+        command_line.check_overrides(argv)  # says which key it is about
         raise UserError(str(error)) from error
 
 

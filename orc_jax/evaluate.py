@@ -1,20 +1,13 @@
-"""`python -m orc_jax.evaluate --workdir=DIR`: evaluates a run's checkpoint."""
+"""`python -m orc_jax.evaluate` is `python -m orc_jax evaluate`."""
 
-from absl import flags
+import sys
 
-from orc_jax import commands
-from orc_jax.run import evaluate
-
-
-def main() -> None:
-    """The command line."""
-    workdir = flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
-    checkpoint = flags.DEFINE_string(
-        "checkpoint", "last", "last, best, or the step of a checkpoint."
-    )
-    data_dir = flags.DEFINE_string("data_dir", "", "Where the data is, if it was moved.")
-    commands.run(lambda: evaluate(workdir.value, checkpoint.value, data_dir=data_dir.value))
-
+import orc_jax
+from orc_jax.commands.evaluate import main
 
 if __name__ == "__main__":
     main()
+else:
+    # Importing this file must not hide the function of the same name: Python binds what it finds
+    # here to `orc_jax.evaluate`.
+    sys.modules[__name__] = orc_jax.evaluate

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import optimizers, passes, peers
-from orc_jax.distributed import place
 from orc_jax.methods.method import Batch, Method
+from orc_jax.runtime.processes import place
 from orc_jax.state import MethodState, State, state_shardings, streams
 from orc_jax.step import study
 

@@ -10,8 +10,8 @@ import time
 import pytest
 from conftest import QUICK, ROOT, assert_trees_equal, run_command
 
-from orc_jax import metrics
-from orc_jax.checkpoint import Checkpoints
+from orc_jax.runtime import metrics
+from orc_jax.runtime.checkpoints import Checkpoints
 
 STEPS_PER_EPOCH = 960 // 8  # of the runs that are stopped
 TRAIN = ("-m", "orc_jax.main", "--config=configs/digits.py")

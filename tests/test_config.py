@@ -4,7 +4,7 @@ from conftest import tiny_config, tiny_data
 from orc_jax import config as configs
 from orc_jax import methods, optimizers, peers
 from orc_jax.errors import UserError
-from orc_jax.run import prepare
+from orc_jax.prepare import prepare
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from orc_jax import config as configs
 from orc_jax import data
 from orc_jax.data import batches, cifar, decode, digits, stream, tfds
 from orc_jax.errors import UserError
-from orc_jax.run import prepare
+from orc_jax.prepare import prepare
 
 
 def test_digits_are_the_real_ones_split_once_and_evenly():

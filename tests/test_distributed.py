@@ -13,8 +13,8 @@ from conftest import QUICK, ROOT, run_command
 from test_folder import picture, save
 
 import orc_jax
-from orc_jax import metrics
-from orc_jax.distributed import STOPPED
+from orc_jax.runtime import metrics
+from orc_jax.runtime.processes import STOPPED
 
 PER_EPOCH = 6
 

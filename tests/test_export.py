@@ -22,13 +22,15 @@ from PIL import Image
 import orc_jax
 from benchmarks import torch_group
 from configs import digits
-from orc_jax import forms, inference, metrics, predict
+from orc_jax.commands import predict
 from orc_jax.data import digits as data
 from orc_jax.errors import UserError
-from orc_jax.export import export
-from orc_jax.import_torch import import_torch
 from orc_jax.models.convolution import made_for
 from orc_jax.models.layers import avg_pool, conv, max_pool
+from orc_jax.runtime import metrics
+from orc_jax.trained import formats, networks
+from orc_jax.trained.export import export
+from orc_jax.trained.import_torch import import_torch
 
 IMAGES = data.load().test.images
 
@@ -83,7 +85,7 @@ def test_the_command_says_what_it_wrote_and_the_card_what_that_is(run, best, exp
         assert name in said
         assert (out / name).exists() == (not isinstance(result, str))
     written = {name for name, result in about["files"].items() if not isinstance(result, str)}
-    assert written == forms.FORMS.keys()
+    assert written == formats.FORMS.keys()
     card = (out / "README.md").read_text()
     for fact in (
         "`digits`: 1,437 training and 360 test images",
@@ -169,9 +171,9 @@ def test_without_its_converter_onnx_is_left_out_with_the_reason(monkeypatch, tmp
 
 def test_what_a_converter_says_is_no_format(tmp_path, run, monkeypatch):
     def fails(chosen):
-        raise forms.Unavailable("KeyError {'axis': 1}")
+        raise formats.Unavailable("KeyError {'axis': 1}")
 
-    monkeypatch.setattr(forms, "FORMS", {"model.onnx": (fails, None)})
+    monkeypatch.setattr(formats, "FORMS", {"model.onnx": (fails, None)})
     export(run, tmp_path / "out", 0)
     assert "left out, KeyError {'axis': 1}" in (tmp_path / "out" / "README.md").read_text()
 
@@ -206,7 +208,7 @@ def test_a_run_that_was_not_finished(tmp_path, run):
         orc_jax.load(copy)
     (copy / "run.json").unlink()
     with pytest.raises(UserError, match=r"run.json cannot be read: No such file"):
-        inference.from_run(copy, "0")
+        networks.from_run(copy, "0")
 
 
 def test_the_best_peer_is_a_kept_one_of_equal_ones_the_smallest():
@@ -214,7 +216,7 @@ def test_the_best_peer_is_a_kept_one_of_equal_ones_the_smallest():
     variables = [{"params": np.zeros(size)} for size in (3, 2, 1)]
     for top1, expected in (([9, 5, 5], 2), ([9, 6, 5], 1)):
         tested = [{"test": {"top1": top1}}]
-        assert inference._best(config, variables, tested) == expected
+        assert networks._best(config, variables, tested) == expected
 
 
 def test_layers_made_for_any_platform_are_xlas_and_compute_the_same():
@@ -318,7 +320,7 @@ def test_what_cannot_be_exported_or_loaded(tmp_path, files, run, exported):
 
 
 def test_an_older_export_is_replaced_and_a_fault_leaves_it(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(forms, "FORMS", {"model.safetensors": forms.FORMS["model.safetensors"]})
+    monkeypatch.setattr(formats, "FORMS", {"model.safetensors": formats.FORMS["model.safetensors"]})
     out = tmp_path / "out"
     for peer in ("0", "1"):
         assert export(run, out, peer)["peer"] == int(peer)
@@ -326,7 +328,7 @@ def test_an_older_export_is_replaced_and_a_fault_leaves_it(tmp_path, run, monkey
     def fails(chosen):
         raise RuntimeError
 
-    monkeypatch.setattr(forms, "FORMS", {"model.safetensors": (fails, None)})
+    monkeypatch.setattr(formats, "FORMS", {"model.safetensors": (fails, None)})
     with pytest.raises(RuntimeError):
         export(run, out, "0")
     assert json.loads((out / "export.json").read_text())["peer"] == 1

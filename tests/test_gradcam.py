@@ -9,12 +9,13 @@ from safetensors.numpy import save_file
 
 import orc_jax
 from configs import digits
-from orc_jax import gradcam, models, subjects
+from orc_jax import models
 from orc_jax.data import digits as data
 from orc_jax.errors import UserError
-from orc_jax.import_torch import import_torch
+from orc_jax.insight import gradcam, inspect
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network
+from orc_jax.trained.import_torch import import_torch
 
 COMMAND = ("-m", "orc_jax.gradcam")
 FAMILIES = (
@@ -143,10 +144,10 @@ def test_the_command_draws_the_peers_of_a_run(workdir, tmp_path):
 
 def test_what_is_asked_for_must_be_there(workdir, tmp_path):
     test = data.load().test
-    subject = subjects.of_run(workdir)._replace(test=test)
+    subject = inspect.of_run(workdir)._replace(test=test)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     file = [str(tmp_path / "black.png")]
-    shown = subjects.pictures(["test:0-1", *file], subject)
+    shown = inspect.pictures(["test:0-1", *file], subject)
     assert [picture.name for picture in shown] == ["test-0", "test-1", "black"]
     assert gradcam.classes_of([], subject, shown) == [gradcam.PREDICTED] * 3
     assert gradcam.classes_of(["7"], subject, shown) == [7, 7, 7]
@@ -166,11 +167,11 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
         (file, ["true"], "--classes=true: of black no label is known"),
     ):
         with pytest.raises(UserError, match=message):
-            gradcam.classes_of(classes, subject, subjects.pictures(images, subject))
+            gradcam.classes_of(classes, subject, inspect.pictures(images, subject))
     with pytest.raises(UserError, match="test:0 is an image of a run"):
-        subjects.pictures(["test:0"], subject._replace(test=None))
+        inspect.pictures(["test:0"], subject._replace(test=None))
     with pytest.raises(UserError, match="images of 8×12 pixels and 1 channels do not come from"):
-        subjects.pictures(file, subject._replace(image_shape=(8, 12, 1)))
+        inspect.pictures(file, subject._replace(image_shape=(8, 12, 1)))
 
 
 def test_mistakes_get_one_line():
@@ -186,13 +187,13 @@ def test_a_network_from_pytorch(tmp_path):
     with pytest.raises(UserError, match=r"allowed: one number each or 3"):
         import_torch(tensors, "resnet8", 100, saved, **scale)
     import_torch(tensors, "resnet8", 100, saved, **scale | {"mean": [0.4, 0.5, 0.6]})
-    subject = subjects.of_network(saved)
+    subject = inspect.of_network(saved)
     assert subject.image_shape == (32, 32, 3)
 
     pixels = np.zeros((64, 48, 3), np.uint8)
     pixels[8:20, 8:20] = 200
     Image.fromarray(pixels).save(tmp_path / "square.png")
-    shown = subjects.pictures([str(tmp_path / "square.png")], subject)
+    shown = inspect.pictures([str(tmp_path / "square.png")], subject)
     (seen,) = gradcam.viewer(subject)(shown[0], 42)
     assert seen.heat.shape == (1, 32, 32) and seen.shown.tolist() == [42]
     network, variables, _ = orc_jax.load_network(saved)

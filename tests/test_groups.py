@@ -12,12 +12,13 @@ from test_step import build
 
 import orc_jax
 from orc_jax import config as configs
-from orc_jax import methods, models, networks, peers, torch_weights
+from orc_jax import methods, models, peers
 from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.initial import init_state
-from orc_jax.run import prepare
+from orc_jax.prepare import prepare
 from orc_jax.step import compile_steps
+from orc_jax.trained import saved, torch_weights
 
 FOUR = ("pixels",) * 4
 
@@ -186,7 +187,7 @@ def test_kd_from_a_pytorch_file(tmp_path):
     config = tiny_config(("resnet8", "pixels"), "kd")
     config.peers[0].init_from = str(tmp_path / "teacher.pth")
     setup = prepare(config, tiny_data())
-    weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
+    weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
     state = init_state(*setup.state_args(), weights)
     assert [stack.kind for stack in setup.group.stacks] == ["frozen", "train"]
     teacher = peers.plain_variables(setup.group.stacks, jax.device_get(state.stacks), 0)
@@ -291,8 +292,8 @@ def test_a_saved_network_is_replaced_whole(tmp_path):
     variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
     description = {"network": "pixels", "num_classes": 3}
     (tmp_path / ".a.new").mkdir()  # left by a kill
-    networks.save(tmp_path / "a", variables, description)
-    networks.save(tmp_path / "a", jax.tree.map(jnp.zeros_like, variables), description)
+    saved.save(tmp_path / "a", variables, description)
+    saved.save(tmp_path / "a", jax.tree.map(jnp.zeros_like, variables), description)
     _, loaded, found = orc_jax.load_network(tmp_path / "a")
     assert found == description
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(loaded["params"]))

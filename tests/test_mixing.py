@@ -23,7 +23,7 @@ from orc_jax.methods import switokd
 from orc_jax.methods.method import Batch
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network
-from orc_jax.run import prepare, training_batches
+from orc_jax.prepare import prepare, training_batches
 from orc_jax.step import compile_steps
 
 SIZE = (12, 8)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, golden, golden_images, golden_tensors, run_command
 
-from orc_jax import models, torch_weights
+from orc_jax import models
 from orc_jax.errors import UserError
 from orc_jax.models import densenet, mobilenet, mobilenet_v2, resnet, shufflenet, vgg, wide_resnet
-from orc_jax.models.__main__ import cost, latency
+from orc_jax.models.costs import cost, latency
 from orc_jax.models.network import stage
 from orc_jax.models.norm import BatchNorm
+from orc_jax.trained import torch_weights
 
 HEADS = "dcm/mobilenet_heads"
 GOLDEN = golden("models_cifar") | golden("models_imagenet") | golden("models_papers")

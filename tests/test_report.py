@@ -12,10 +12,10 @@ from conftest import run_command
 
 import orc_jax
 from configs import digits
-from orc_jax import metrics
 from orc_jax.errors import UserError
-from orc_jax.report import findings, history, plots
-from orc_jax.report.__main__ import report
+from orc_jax.insight.report import findings, history, plots
+from orc_jax.insight.report.writing import report
+from orc_jax.runtime import metrics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # Not in CI: there a browser that is missing is a failure.

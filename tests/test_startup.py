@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_config, tiny_data
 
 import orc_jax
-from orc_jax import cache
+from orc_jax.runtime import caches
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def no_cache_yet(monkeypatch, tmp_path):
 
 
 def test_programs_are_kept_in_the_users_cache(no_cache_yet):
-    cache.keep_programs()
+    caches.keep_programs()
     assert jax.config.jax_compilation_cache_dir == str(no_cache_yet / "orc_jax" / "programs")
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
     jax.config.update("jax_compilation_cache_dir", "elsewhere")
-    cache.keep_programs()
+    caches.keep_programs()
     assert jax.config.jax_compilation_cache_dir == "elsewhere"
 
 

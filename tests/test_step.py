@@ -11,7 +11,7 @@ from conftest import assert_trees_equal, tiny_config, tiny_data
 from orc_jax import passes, peers
 from orc_jax.data import batches
 from orc_jax.initial import init_state
-from orc_jax.run import prepare
+from orc_jax.prepare import prepare
 from orc_jax.state import streams
 from orc_jax.step import compile_steps
 

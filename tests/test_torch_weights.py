@@ -15,10 +15,11 @@ from conftest import (
 from safetensors.numpy import save_file
 
 import orc_jax
-from orc_jax import models, networks, torch_weights
+from orc_jax import models
 from orc_jax.errors import UserError
-from orc_jax.import_torch import import_torch
-from orc_jax.run import prepare
+from orc_jax.prepare import prepare
+from orc_jax.trained import saved, torch_weights
+from orc_jax.trained.import_torch import import_torch
 
 SHAPES = golden("models_cifar")["resnet8"]["tensors"]
 
@@ -114,7 +115,7 @@ def test_the_command_saves_a_network_that_gives_the_same_logits(tmp_path):
     images = rng.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
     data = (images, np.arange(200) % 100, images[:100], np.arange(100))
     setup = prepare(config, data)
-    (teacher,) = networks.pretrained(setup.group, config, setup.dataset.image_shape).values()
+    (teacher,) = saved.pretrained(setup.group, config, setup.dataset.image_shape).values()
     assert_trees_equal(teacher, variables)
 
     again = run_command(*COMMAND, str(file), *WHAT, f"--out={out}", check=False)

@@ -15,11 +15,12 @@ import torch
 from conftest import ROOT, assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
 
 import orc_jax
-from orc_jax import methods, metrics, recipes
-from orc_jax.checkpoint import Checkpoints
+from orc_jax import methods, recipes
 from orc_jax.errors import UserError
-from orc_jax.run import prepare
-from orc_jax.train import Interruption
+from orc_jax.prepare import prepare
+from orc_jax.runtime import metrics
+from orc_jax.runtime.checkpoints import Checkpoints
+from orc_jax.training import Interruption
 
 
 @pytest.fixture(scope="module")

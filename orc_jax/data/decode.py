@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from rich.progress import Progress
 
-from orc_jax.cache import cached
 from orc_jax.data import Dataset, Images, hold_out
 from orc_jax.data.folder import Files, Listing
 from orc_jax.data.tfds import Records
-from orc_jax.display import console
-from orc_jax.distributed import agreed
 from orc_jax.errors import UserError
+from orc_jax.runtime.caches import cached
+from orc_jax.runtime.display import console
+from orc_jax.runtime.processes import agreed
 
 # Part of every cache file's name: to be raised when the same files give other pixels.
 VERSION = 1

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from orc_jax.cache import cached
 from orc_jax.data.folder import Listing
-from orc_jax.display import console
 from orc_jax.errors import UserError
+from orc_jax.runtime.caches import cached
+from orc_jax.runtime.display import console
 
 
 class Records(NamedTuple):

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from orc_jax import config as configs
-from orc_jax.checkpoint import read_config
 from orc_jax.data import Dataset
-from orc_jax.distributed import is_main
 from orc_jax.errors import UserError
-from orc_jax.versions import versions
+from orc_jax.runtime.checkpoints import read_config
+from orc_jax.runtime.processes import is_main
+from orc_jax.runtime.versions import versions
 
 try:
     import fcntl

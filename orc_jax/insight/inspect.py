@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from orc_jax import inference, methods, models, peers, run
-from orc_jax.checkpoint import read_config
+from orc_jax import methods, models, peers, prepare
 from orc_jax.data import Images, decode, folder
 from orc_jax.errors import UserError
 from orc_jax.models.network import Network
+from orc_jax.runtime.checkpoints import read_config
+from orc_jax.trained import networks
 
 
 class Peer(NamedTuple):
@@ -36,7 +37,7 @@ class Subject(NamedTuple):
       mean, std: [channels], of pixel/255.
       image_shape: (height, width, channels).
       class_names: in the order of their indices.
-      resize: see `inference.Chosen.images`.
+      resize: see `networks.Chosen.images`.
       test: the run's test split, if it is at hand.
     """
 
@@ -58,17 +59,17 @@ class Picture(NamedTuple):
 
 
 def of_run(workdir: str | Path, checkpoint: str = "last") -> Subject:
-    """All peers of a run's checkpoint, without its data; see `inference.from_run`."""
-    chosen = inference.from_run(workdir, "ensemble", checkpoint)
+    """All peers of a run's checkpoint, without its data; see `networks.from_run`."""
+    chosen = networks.from_run(workdir, "ensemble", checkpoint)
     return _subject(chosen, _titles(read_config(workdir)))
 
 
-def of_state(setup: run.Setup, state) -> Subject:
-    """All peers of a run, with its test images; see `run.restore`."""
+def of_state(setup: prepare.Setup, state) -> Subject:
+    """All peers of a run, with its test images; see `prepare.restore`."""
     stacks, layout = jax.device_get(state.stacks), setup.group.stacks
     variables = [peers.plain_variables(layout, stacks, i) for i in range(setup.group.size)]
     names = setup.dataset.class_names
-    chosen = inference.Chosen(setup.group.names, variables, names, setup.images)
+    chosen = networks.Chosen(setup.group.names, variables, names, setup.images)
     return _subject(chosen, _titles(setup.config), setup.dataset.test)
 
 
@@ -79,8 +80,8 @@ def _titles(config):
 
 
 def of_network(directory: str | Path) -> Subject:
-    """A saved network by itself, see `inference.saved`."""
-    chosen = inference.saved(directory)
+    """A saved network by itself, see `networks.from_saved`."""
+    chosen = networks.from_saved(directory)
     return _subject(chosen, chosen.networks)
 
 

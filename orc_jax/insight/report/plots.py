@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from orc_jax.report.html import figure
+from orc_jax.insight.report.html import figure
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 8, 34

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from orc_jax import methods, models, peers, torch_weights
-from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
-from orc_jax.distributed import is_main, meet
+from orc_jax import methods, models, peers
 from orc_jax.errors import UserError
+from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
+from orc_jax.runtime.processes import is_main, meet
+from orc_jax.trained import torch_weights
 
 
 def save(directory: str | Path, variables, description: dict) -> None:

@@ -3,7 +3,10 @@
 import platform
 from importlib import metadata
 
-VERSION = "0.1.0"
+try:
+    VERSION = metadata.version("orc-jax")
+except metadata.PackageNotFoundError:  # imported from a folder, not installed
+    VERSION = "unknown"
 
 
 def versions() -> dict[str, str]:

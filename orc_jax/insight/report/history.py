@@ -1,8 +1,8 @@
 """What the records of a run say, epoch after epoch."""
 
-from orc_jax.report import plots
-from orc_jax.report.findings import Findings
-from orc_jax.report.html import grid
+from orc_jax.insight.report import plots
+from orc_jax.insight.report.findings import Findings
+from orc_jax.insight.report.html import grid
 
 
 def curves(one: Findings) -> str:

@@ -11,15 +11,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from orc_jax import config as configs
 from orc_jax import data as datasets
-from orc_jax import display, methods, metrics, models, peers
-from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
+from orc_jax import methods, models, peers
 from orc_jax.data import batches, stream
-from orc_jax.distributed import place
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state
+from orc_jax.runtime import display, metrics
+from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
+from orc_jax.runtime.processes import place
+from orc_jax.runtime.workdir import fingerprint
 from orc_jax.state import State, streams
 from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
-from orc_jax.workdir import fingerprint
 
 
 class Setup(NamedTuple):

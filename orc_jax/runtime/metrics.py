@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orc_jax.distributed import is_main
+from orc_jax.runtime.processes import is_main
 
 ROLE_COLUMNS = (
     "epoch",

@@ -12,10 +12,12 @@ import safetensors.numpy
 from flax import traverse_util
 from jax import lax
 
-from orc_jax import models, torch_weights
+from orc_jax import models
 from orc_jax.errors import UserError
-from orc_jax.inference import Chosen, logits, read_stablehlo
 from orc_jax.models.convolution import made_for
+from orc_jax.trained import torch_weights
+from orc_jax.trained.model import read_stablehlo
+from orc_jax.trained.networks import Chosen, logits
 
 # Of the logits' differences from the network itself, in units of the largest logit or of 1.
 TOLERANCE = 1e-4

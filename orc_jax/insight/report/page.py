@@ -7,12 +7,12 @@ from html import escape
 import numpy as np
 
 from orc_jax import config as configs
-from orc_jax import figures, gradcam
-from orc_jax.report import findings, history, plots
-from orc_jax.report.findings import Findings
-from orc_jax.report.html import figure, grid, table, thumbnail, uri
-from orc_jax.report.style import STYLE
-from orc_jax.subjects import of_test
+from orc_jax.insight import figures, gradcam
+from orc_jax.insight.inspect import of_test
+from orc_jax.insight.report import findings, history, plots
+from orc_jax.insight.report.findings import Findings
+from orc_jax.insight.report.html import figure, grid, table, thumbnail, uri
+from orc_jax.insight.report.style import STYLE
 
 EXAMPLES = 3  # images of a pair of classes
 LOOKS = 4  # images that Grad-CAM is shown for

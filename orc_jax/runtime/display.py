@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from orc_jax.distributed import is_main
+from orc_jax.runtime.processes import is_main
 
 REFRESH = 0.5  # seconds between looks at the device, in a terminal
 REFRESH_PLAIN = 30.0  # seconds between lines within an epoch, elsewhere

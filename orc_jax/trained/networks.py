@@ -1,8 +1,6 @@
 """Trained networks that answer: taken out of a run, a saved network or an export."""
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from orc_jax import losses, methods, metrics, models, networks
-from orc_jax.checkpoint import read_config
+from orc_jax import losses, methods, models
 from orc_jax.data import batches
 from orc_jax.errors import UserError
+from orc_jax.runtime import metrics
+from orc_jax.runtime.checkpoints import read_config
+from orc_jax.trained import saved
 
 
 class Chosen(NamedTuple):
@@ -64,106 +64,13 @@ def logits(
     return losses.ensemble(jax.nn.log_softmax(jnp.stack(outputs)))
 
 
-class Model(NamedTuple):
-    """What `load` gives.
-
-    Attributes:
-      class_names: [C], in the order of the outputs.
-      image_shape: (height, width, channels).
-      resize: see `Chosen.images`.
-      logits: uint8 [B, *image_shape] → float32 [B, C], compiled.
-    """
-
-    class_names: list[str]
-    image_shape: tuple[int, int, int]
-    resize: int
-    logits: Callable
-
-    def predict(self, images, batch_size: int = 256) -> Float[np.ndarray, "B C"]:
-        """Probabilities of the classes.
-
-        Args:
-          images: uint8 [B, H, W, channels], or [B, H, W] where there is one channel.
-          batch_size: how many go through the network at once.
-
-        Raises:
-          UserError: they are of another type or size.
-        """
-        images = np.asarray(images)
-        if images.ndim == 3 and self.image_shape[2] == 1:
-            images = images[..., None]
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
-            raise UserError(
-                f"images must be uint8 {['B', *self.image_shape]}, B at least 1, "
-                f"not {images.dtype} {list(images.shape)}"
-            )
-        # Always as many, so that one program does for all.
-        rows, found = np.zeros((min(batch_size, len(images)), *self.image_shape), np.uint8), []
-        for first in range(0, len(images), len(rows)):
-            part = images[first : first + len(rows)]
-            rows[: len(part)] = part
-            found.append(np.asarray(jax.nn.softmax(self.logits(rows)))[: len(part)])
-        return np.concatenate(found)
-
-
-def load(directory: str | Path) -> Model:
-    """The network of an export, a saved network, or a run's best peer in its last checkpoint.
-
-    Raises:
-      UserError: the directory is none of them, is damaged, or does not say how images are
-        normalised.
-    """
-    directory = Path(directory)
-    if (directory / "export.json").is_file():
-        return _exported(directory)
-    if (directory / "network.json").is_file():
-        chosen = saved(directory)
-    elif (directory / "config.json").is_file():
-        chosen = from_run(directory)
-    else:
-        raise UserError(
-            f"{directory} is no export, no saved network and no run: it has no export.json, "
-            "network.json or config.json"
-        )
-    run = jax.jit(partial(logits, chosen))
-    return _model(chosen.class_names, chosen.images, partial(run, jax.device_put(chosen.variables)))
-
-
-def read_stablehlo(program: bytes) -> Callable:
-    """What `forms.stablehlo` wrote: uint8 [B, H, W, channels] → logits [B, C].
-
-    Raises:
-      UserError: it is damaged, or the package to read it is missing.
-    """
-    try:
-        return jax.export.deserialize(bytearray(program)).call
-    except ImportError as error:
-        raise UserError("StableHLO is read with flatbuffers: pip install flatbuffers") from error
-    except Exception as error:
-        # JAX and flatbuffers raise many kinds here; all of them mean the same to the user.
-        raise UserError("this is not a program that jax.export wrote, or it is cut off") from error
-
-
-def _model(class_names, images, run):
-    return Model(class_names, tuple(images["image_shape"]), images["resize"], run)
-
-
-def _exported(directory):
-    try:
-        about = json.loads((directory / "export.json").read_text())
-        run = jax.jit(read_stablehlo((directory / "model.stablehlo").read_bytes()))
-        return _model(about["class_names"], about["images"], run)
-    except (OSError, ValueError, KeyError, UserError) as error:
-        raise UserError(f"{directory} cannot be read: {error}") from error
-
-
-def saved(directory: str | Path) -> Chosen:
-    """A saved network, see `networks.load`.
+def from_saved(directory: str | Path) -> Chosen:
+    """A saved network, see `saved.load`.
 
     Raises:
       UserError: there is none, or it does not say how images are normalised.
     """
-    _, variables, about = networks.load(directory)
+    _, variables, about = saved.load(directory)
     if "mean" not in about:
         raise UserError(
             f"{directory} does not say how images are normalised: import it with --mean=… --std=…"
@@ -206,7 +113,7 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
     size = len(config.peers)
     if peer not in ("best", "ensemble", *map(str, range(size))):
         raise UserError(f"peer is {peer!r}, allowed: best, ensemble, 0 to {size - 1}")
-    step, variables = networks.of_checkpoint(workdir, checkpoint)
+    step, variables = saved.of_checkpoint(workdir, checkpoint)
     tested = [record for record in metrics.read(workdir) if record["step"] <= step]
     tested = [record for record in tested if "test" in record][-1:]
     if peer == "best":

@@ -5,13 +5,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from orc_jax.cache import keep_programs
-from orc_jax.distributed import leave
 from orc_jax.errors import UserError, unknown
+from orc_jax.runtime.caches import keep_programs
+from orc_jax.runtime.processes import leave
 
 
 def run(command: Callable[..., object], *arguments: str) -> None:
@@ -26,6 +27,10 @@ def run(command: Callable[..., object], *arguments: str) -> None:
         once or more.
     """
 
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        show_help(command, arguments)
+        return
+
     def main(argv):
         # JAX reports every backend that is not there, Orbax what it will not do on disk.
         logging.set_verbosity(logging.WARNING)
@@ -34,7 +39,7 @@ def run(command: Callable[..., object], *arguments: str) -> None:
         try:
             command(*argv[1:])
         except UserError as error:
-            _fail(error)
+            fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             leave(130)
@@ -43,6 +48,17 @@ def run(command: Callable[..., object], *arguments: str) -> None:
             leave(1)
 
     app.run(main, flags_parser=partial(_parse, arguments))
+
+
+def show_help(command: Callable[..., object], arguments: tuple[str, ...]) -> None:
+    """Print how a command is called: what its file says, and every flag with its default."""
+    module = sys.modules[command.__module__]
+    print((module.__doc__ or "").strip() + "\n")
+    if arguments:
+        print("arguments: " + " ".join(arguments))
+    for flag in flags.FLAGS.get_flags_for_module(module.__name__):
+        default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
+        print(f"  --{flag.name}: {' '.join((flag.help or '').split())}{default}")
 
 
 def _parse(arguments, argv):
@@ -58,14 +74,14 @@ def _parse(arguments, argv):
         return rest
     except (UserError, flags.Error) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
-        _fail(f"--{missing[1]}=… is required" if missing else error)
+        fail(f"--{missing[1]}=… is required" if missing else error)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         # ml_collections raises these for overrides; say which key it is about.
         try:
             check_overrides(argv)
         except UserError as better:
             error = better
-        _fail(error)
+        fail(error)
 
 
 def check_overrides(argv: list[str]) -> None:
@@ -90,6 +106,7 @@ def check_overrides(argv: list[str]) -> None:
                 raise UserError(f"{where} is a value, it has no {key!r}")
 
 
-def _fail(error):
+def fail(error) -> NoReturn:
+    """Print one line on standard error and end with exit status 1."""
     print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     leave(1)

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.report RUN [RUN …] --out=report.html`: what runs learned, on one page.
+"""Writes what runs learned to one page.
 
 The file needs no network and no other file: plots are SVG within it, images data URIs.
 """
@@ -6,12 +6,10 @@ The file needs no network and no other file: plots are SVG within it, images dat
 import contextlib
 from pathlib import Path
 
-from absl import flags
-
-from orc_jax import commands, figures
 from orc_jax.errors import UserError
-from orc_jax.report.findings import find
-from orc_jax.report.page import page
+from orc_jax.insight import figures
+from orc_jax.insight.report.findings import find
+from orc_jax.insight.report.page import page
 
 
 def report(
@@ -40,22 +38,3 @@ def report(
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
-
-
-def main() -> None:
-    """The command line."""
-    out = flags.DEFINE_string("out", "report.html", "The file to be written.")
-    checkpoint = flags.DEFINE_string(
-        "checkpoint", "last", "last, best, or the step of a checkpoint."
-    )
-    data_dir = flags.DEFINE_string("data_dir", "", "Where the data is, if it was moved.")
-
-    def command(*workdirs):
-        report(workdirs, out.value, checkpoint.value, data_dir.value)
-        print(f"{', '.join(workdirs)} → {out.value}")
-
-    commands.run(command, "RUN…")
-
-
-if __name__ == "__main__":
-    main()

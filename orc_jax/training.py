@@ -14,15 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orc_jax import display, distributed, metrics, networks, peers
-from orc_jax.checkpoint import Checkpoints, has_checkpoint, read_config
+from orc_jax import peers
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state, init_state
-from orc_jax.profiling import Profiler
-from orc_jax.run import evaluate_split, prepare, show_table, training_batches
+from orc_jax.prepare import evaluate_split, prepare, show_table, training_batches
+from orc_jax.runtime import display, metrics, processes
+from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
+from orc_jax.runtime.profile import Profiler
+from orc_jax.runtime.workdir import Lock, check, claim
 from orc_jax.state import State, failures
 from orc_jax.step import compile_steps, evaluation_batch_size
-from orc_jax.workdir import Lock, check, claim
+from orc_jax.trained import saved
 
 
 class Result(NamedTuple):
@@ -69,11 +71,11 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     check(workdir, config, setup.dataset)
     weights = {}
     if not has_checkpoint(workdir):
-        weights = networks.pretrained(setup.group, config, setup.dataset.image_shape)
-    distributed.meet("the work directory is checked")
+        weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
+    processes.meet("the work directory is checked")
     with Lock(workdir), Interruption() as interruption:
         claim(workdir, config, setup.dataset, setup.images)
-        distributed.meet("the work directory is this run's")
+        processes.meet("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
             return _train(setup, workdir, weights, checkpoints, interruption, called)
 
@@ -92,7 +94,7 @@ def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result
     best = max((_score(setup, record) for record in records if "test" in record), default=-1.0)
 
     shown = display.Display(group.names, config.epochs, per_epoch, config.batch_size)
-    profiler = Profiler(config.profile and distributed.is_main(), workdir)
+    profiler = Profiler(config.profile and processes.is_main(), workdir)
     with metrics.Writers(workdir, group.names, step) as writers, profiler, shown:
         _introduce(setup, workdir, step, shown)
         shown.begin(step)
@@ -196,7 +198,7 @@ def _save_kept(setup, workdir, state):
         }
         take = partial(peers.plain_variables, setup.group.stacks, peer=peer)
         variables = jax.jit(take, out_shardings=setup.everywhere)(state.stacks)
-        networks.save(workdir / "networks" / str(peer), variables, description)
+        saved.save(workdir / "networks" / str(peer), variables, description)
 
 
 def _training(state: State) -> dict:
@@ -244,7 +246,7 @@ class Interruption:
 
     def stops_before(self, step: int) -> bool:
         """Whether this step is not to be done any more, in no process."""
-        if distributed.stops_before(step):
+        if processes.stops_before(step):
             self.requested = "SIGTERM"
         return bool(self.requested)
 

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from orc_jax import metrics, run
+from orc_jax import prepare
 from orc_jax.data import batches
+from orc_jax.insight.inspect import Subject, of_state
+from orc_jax.runtime import metrics
 from orc_jax.step import compile_steps, evaluation_batch_size
-from orc_jax.subjects import Subject, of_state
 
 BINS = 15
 
@@ -72,8 +73,8 @@ class Findings(NamedTuple):
 
 
 def find(workdir: str | Path, checkpoint: str, data_dir: str) -> Findings:
-    """Restores a run's checkpoint and asks it about every test image; see `run.restore`."""
-    setup, state, step = run.restore(workdir, checkpoint, data_dir=data_dir)
+    """Restores a run's checkpoint and asks it about every test image; see `prepare.restore`."""
+    setup, state, step = prepare.restore(workdir, checkpoint, data_dir=data_dir)
     subject, found = of_state(setup, state), _ask(setup, state.stacks)
     return Findings(
         Path(workdir),
@@ -97,7 +98,7 @@ def _ask(setup, stacks) -> Answers:
     _, _, prediction_step = compile_steps(setup.config, setup.group, setup.method)
     # Compiled, so that the images are not made for it.
     labels_of = jax.jit(lambda split, index: batches.evaluation_batch(split, index, size)[1:])
-    for split, index in run.evaluation_batches(setup):
+    for split, index in prepare.evaluation_batches(setup):
         logits = jax.device_get(prediction_step(stacks, split, index))
         labels, counts = jax.device_get(labels_of(split, index))
         rows = np.flatnonzero(counts)

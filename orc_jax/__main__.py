@@ -1,0 +1,32 @@
+"""`python -m orc_jax COMMAND`, also installed as `orc-jax COMMAND`."""
+
+import os
+import sys
+from importlib import import_module
+
+from orc_jax.commands import COMMANDS
+from orc_jax.commands.command_line import fail
+from orc_jax.errors import unknown
+
+
+def main() -> None:
+    """Run the command that the first argument names, or list the commands."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("--help", "-h", "help"):
+        width = max(map(len, COMMANDS))
+        print("usage: orc-jax COMMAND [--FLAG=VALUE …]  (or: python -m orc_jax COMMAND …)\n")
+        for name, summary in COMMANDS.items():
+            print(f"  {name:{width}}  {summary}")
+        print("\norc-jax COMMAND --help lists the flags of a command.")
+        return
+    name = sys.argv.pop(1)
+    if name not in COMMANDS:
+        fail(unknown("command", name, COMMANDS))
+    # The installed script, unlike `python -m`, does not look for modules where it is called: a
+    # method or network of the user's own may be there.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    import_module(f"orc_jax.commands.{name.replace('-', '_')}").main()
+
+
+if __name__ == "__main__":
+    main()

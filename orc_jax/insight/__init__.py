@@ -1,0 +1,1 @@
+"""Looking at trained networks: figures, Grad-CAM, the report."""

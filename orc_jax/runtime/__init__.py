@@ -1,0 +1,1 @@
+"""A run's surroundings: files, processes, signals, terminal."""
