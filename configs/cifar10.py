@@ -21,7 +21,7 @@ SWITOKD = {
 }
 
 RECIPES = {
-    **recipes.okddips({"name": "cifar10"}),
+    **recipes.baselines({"name": "cifar10"}),
     # The networks of the ORC paper: the pivot teacher, assistants, the target student.
     "orc": Recipe("orc", ("resnet26", "resnet20", "resnet14", "resnet8"), ORC),
     "orc_peers": Recipe("orc", ("resnet20",) * 4, ORC, {"pivot": None}),

@@ -24,7 +24,7 @@ THREE = ("wrn_16_10", "wrn_16_2", "switokd_mobilenet")
 ADAM = {"switokd_mobilenet": {"name": "adam", "learning_rate": 0.01, "weight_decay": 1e-4}}
 
 RECIPES = {
-    **recipes.okddips({"name": "cifar100"}),
+    **recipes.baselines({"name": "cifar100"}),
     # The pivot teacher, assistants, and last the target student.
     "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),

@@ -13,7 +13,7 @@ DATA = {"name": "folder"}
 ORC = {"epochs": 240, "data": DATA, "optimizer": {"decay_epochs": (150, 180, 210)}}
 
 RECIPES = {
-    **recipes.okddips(DATA),
+    **recipes.baselines(DATA),
     "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe("switokd", ("wrn_16_2", "resnet20"), ORC),

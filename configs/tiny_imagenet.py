@@ -19,7 +19,7 @@ SWITOKD = {
 ORC = {"epochs": 240, "data": DATA, "optimizer": {"decay_epochs": (150, 180, 210)}}
 
 RECIPES = {
-    **recipes.okddips(DATA),
+    **recipes.baselines(DATA),
     "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe("switokd", ("ResNet34", "mobilenet_v2_x1.4"), SWITOKD),

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import optimizers, passes, peers
+from orc_jax.mesh import put_global
 from orc_jax.methods.method import Batch, Method
-from orc_jax.runtime.processes import place
 from orc_jax.state import MethodState, State, state_shardings, streams
 from orc_jax.step import study
 
@@ -22,7 +22,7 @@ def init_state(config, group: peers.Group, method: Method, image_shape, pretrain
     stacks = peers.init(group, streams(config.seed)[0], image_shape, pretrained)
     own = jax.jit(lambda: _init_own(config, group, method, image_shape))()
     state = _first_state(config, group, method, image_shape, stacks, own)
-    return place(state, state_shardings(group, state))
+    return put_global(state, state_shardings(group, state))
 
 
 def abstract_state(config, group: peers.Group, method: Method, image_shape) -> State:

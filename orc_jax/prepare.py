@@ -15,9 +15,9 @@ from orc_jax import methods, models, peers
 from orc_jax.data import batches, stream
 from orc_jax.errors import UserError
 from orc_jax.initial import abstract_state
+from orc_jax.mesh import put_global
 from orc_jax.runtime import display, metrics
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
-from orc_jax.runtime.processes import place
 from orc_jax.runtime.workdir import fingerprint
 from orc_jax.state import State, streams
 from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
@@ -65,7 +65,7 @@ class Setup(NamedTuple):
 
     def on_mesh(self, tree):
         """A copy of host arrays on every device."""
-        return place(tree, self.everywhere)
+        return put_global(tree, self.everywhere)
 
     def batch_on_mesh(self, split: stream.OnDisk, images, labels) -> batches.OnDevice:
         """A batch split over the devices, from the rows of it that this process has read."""
@@ -104,7 +104,7 @@ def prepare(config, data: tuple | None = None) -> Setup:
     shape = configs.check(config, len(jax.devices()), own_data=data is not None)
     dataset = datasets.load(config) if data is None else datasets.from_arrays(data[:2], data[2:])
     dataset = dataset._replace(
-        train=datasets.few(dataset.train, config.data.train_images, config.seed)
+        train=datasets.subsample(dataset.train, config.data.train_images, config.seed)
     )
     config.data.class_names = dataset.class_names
     if config.data.pad >= min(dataset.image_shape[:2]):
@@ -151,13 +151,13 @@ def prepare(config, data: tuple | None = None) -> Setup:
     scale = batches.scale(stream.sample(train, config.data) if streamed else dataset.train.images)
     if streamed:
         train_split, test_split = (
-            stream.OnDisk(files, *place(scale, everywhere), config.data)
+            stream.OnDisk(files, *put_global(scale, everywhere), config.data)
             for files in (train, dataset.test)
         )
         held_out_split = None
     else:
         train_split, test_split, held_out_split = (
-            split and place(batches.OnDevice(*split, *scale), everywhere)
+            split and put_global(batches.OnDevice(*split, *scale), everywhere)
             for split in (train, dataset.test, held_out)
         )
     return Setup(

@@ -67,7 +67,7 @@ DCM = {
 }
 
 
-def okddips(data: dict) -> dict[str, Recipe]:
+def baselines(data: dict) -> dict[str, Recipe]:
     """OKDDip's and DCM's recipes, which data sets share; `data` are their settings of it."""
 
     def recipe(method, networks, run, **settings):

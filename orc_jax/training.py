@@ -21,7 +21,7 @@ from orc_jax.prepare import evaluate_split, prepare, show_table, training_batche
 from orc_jax.runtime import display, metrics, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.profile import Profiler
-from orc_jax.runtime.workdir import Lock, check, claim
+from orc_jax.runtime.workdir import Lock, check, create
 from orc_jax.state import State, failures
 from orc_jax.step import compile_steps, evaluation_batch_size
 from orc_jax.trained import saved
@@ -72,10 +72,10 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     weights = {}
     if not has_checkpoint(workdir):
         weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
-    processes.meet("the work directory is checked")
+    processes.barrier("the work directory is checked")
     with Lock(workdir), Interruption() as interruption:
-        claim(workdir, config, setup.dataset, setup.images)
-        processes.meet("the work directory is this run's")
+        create(workdir, config, setup.dataset, setup.images)
+        processes.barrier("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
             return _train(setup, workdir, weights, checkpoints, interruption, called)
 

@@ -358,17 +358,17 @@ def test_held_out_images_are_a_share_of_every_class():
 def test_few_training_images_are_of_every_class_alike():
     images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1)
     train = data.Images(images, np.repeat([0, 1, 2], [10, 20, 30]).astype(np.int32))
-    some = data.few(train, 12, seed=0)
+    some = data.subsample(train, 12, seed=0)
     assert np.bincount(some.labels).tolist() == [2, 4, 6]
     assert all(train.labels[i] == y for i, y in zip(some.images.ravel(), some.labels, strict=True))
-    assert np.array_equal(data.few(train, 12, seed=0).images, some.images)
-    assert not np.array_equal(data.few(train, 12, seed=1).images, some.images)
+    assert np.array_equal(data.subsample(train, 12, seed=0).images, some.images)
+    assert not np.array_equal(data.subsample(train, 12, seed=1).images, some.images)
     for count in range(3, 61):
-        counts = np.bincount(data.few(train, count, seed=0).labels)
+        counts = np.bincount(data.subsample(train, count, seed=0).labels)
         assert counts.sum() == count and np.abs(counts - count * np.arange(1, 4) / 6).max() < 1.5
-    assert data.few(train, 0, seed=0) is train
+    assert data.subsample(train, 0, seed=0) is train
     with pytest.raises(UserError, match="train_images is 61, allowed: at most the 60 that there"):
-        data.few(train, 61, seed=0)
+        data.subsample(train, 61, seed=0)
 
 
 def test_a_run_sees_few_images_and_the_whole_test_split():

@@ -100,7 +100,7 @@ def hold_out(train, share: float, seed: int) -> tuple:
     return train.select(~aside), train.select(aside)
 
 
-def few(train, count: int, seed: int):
+def subsample(train, count: int, seed: int):
     """So many of the training images or files, at random; every class keeps its share of them.
 
     Args:

@@ -19,7 +19,7 @@ from orc_jax.data.tfds import Records
 from orc_jax.errors import UserError
 from orc_jax.runtime.caches import cached
 from orc_jax.runtime.display import console
-from orc_jax.runtime.processes import agreed
+from orc_jax.runtime.processes import broadcast_from_main
 
 # Part of every cache file's name: to be raised when the same files give other pixels.
 VERSION = 1
@@ -55,7 +55,7 @@ def load(config, listing: Listing) -> Dataset:
     # A run that goes on, or is evaluated, on another machine keeps to what it was.
     fits = not data.streamed
     if data.streamed is None:
-        fits = agreed(fits_memory(pixels, data.memory))
+        fits = broadcast_from_main(fits_memory(pixels, data.memory))
     take = _decoded if fits else _looked_at
     splits, faults = [], []
     with Progress(transient=True, console=console()) as progress:

@@ -37,7 +37,7 @@ class Subject(NamedTuple):
       mean, std: [channels], of pixel/255.
       image_shape: (height, width, channels).
       class_names: in the order of their indices.
-      resize: see `networks.Chosen.images`.
+      resize: see `networks.TrainedNetworks.images`.
       test: the run's test split, if it is at hand.
     """
 
@@ -69,7 +69,7 @@ def of_state(setup: prepare.Setup, state) -> Subject:
     stacks, layout = jax.device_get(state.stacks), setup.group.stacks
     variables = [peers.plain_variables(layout, stacks, i) for i in range(setup.group.size)]
     names = setup.dataset.class_names
-    chosen = networks.Chosen(setup.group.names, variables, names, setup.images)
+    chosen = networks.TrainedNetworks(setup.group.names, variables, names, setup.images)
     return _subject(chosen, _titles(setup.config), setup.dataset.test)
 
 

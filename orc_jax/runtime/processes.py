@@ -9,7 +9,6 @@ import sys
 from contextlib import contextmanager
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from orc_jax.errors import UserError
@@ -63,13 +62,13 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Returns when every process is there."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
-def agreed(value: bool) -> bool:
+def broadcast_from_main(value: bool) -> bool:
     """What process 0 says, in all of them."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
 
@@ -77,25 +76,6 @@ def agreed(value: bool) -> bool:
 def stops_before(step: int) -> bool:
     """Whether the cluster has asked one process to end (SIGTERM), and all do before this step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
-
-
-def place(tree, shardings):
-    """Arrays that every process has, as arrays of the mesh.
-
-    Args:
-      tree: of NumPy or local arrays, equal in every process.
-      shardings: for every leaf, or one for all.
-    """
-    if jax.process_count() == 1:
-        return jax.device_put(tree, shardings)
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-
-    def one(x, sharding):
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(one, tree, shardings)
 
 
 @contextmanager

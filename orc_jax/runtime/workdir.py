@@ -64,7 +64,7 @@ def _with_paths(config):
     return config
 
 
-def claim(workdir: Path, config, dataset: Dataset, images: dict) -> None:
+def create(workdir: Path, config, dataset: Dataset, images: dict) -> None:
     """Makes an unclaimed work directory this config's; the config is written last.
 
     Args:

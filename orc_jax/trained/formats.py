@@ -17,13 +17,13 @@ from orc_jax.errors import UserError
 from orc_jax.models.convolution import made_for
 from orc_jax.trained import torch_weights
 from orc_jax.trained.model import read_stablehlo
-from orc_jax.trained.networks import Chosen, logits
+from orc_jax.trained.networks import TrainedNetworks, logits
 
 # Of the logits' differences from the network itself, in units of the largest logit or of 1.
 TOLERANCE = 1e-4
 
 
-def write(chosen: Chosen, directory: Path) -> dict[str, float | str]:
+def write(chosen: TrainedNetworks, directory: Path) -> dict[str, float | str]:
     """Writes a network in every form that it has.
 
     Returns:
@@ -65,7 +65,7 @@ def _run(chosen, variables):
     return partial(jax.jit(partial(logits, chosen)), variables)
 
 
-def stablehlo(chosen: Chosen) -> bytes:
+def stablehlo(chosen: TrainedNetworks) -> bytes:
     """A program for any batch size, on CPUs and NVIDIA GPUs; `jax.export` reads it.
 
     Raises:
@@ -94,7 +94,7 @@ def _any_batch(chosen):
     return jax.ShapeDtypeStruct((batch, *chosen.images["image_shape"]), np.uint8)
 
 
-def weights(chosen: Chosen) -> bytes:
+def weights(chosen: TrainedNetworks) -> bytes:
     """Safetensors of the variables, named as in the tree: params/stem/conv1/kernel.
 
     Those of an ensemble's networks begin with their number, 0/params/….
@@ -109,7 +109,7 @@ def _tree(chosen):
     return {str(i): one for i, one in enumerate(chosen.variables)}
 
 
-def read_weights(chosen: Chosen, content: bytes) -> Callable:
+def read_weights(chosen: TrainedNetworks, content: bytes) -> Callable:
     """The network with the variables of `weights`."""
     tree = traverse_util.unflatten_dict(safetensors.numpy.load(content), sep="/")
     if chosen.peer != "ensemble":
@@ -117,7 +117,7 @@ def read_weights(chosen: Chosen, content: bytes) -> Callable:
     return _run(chosen, [tree[str(i)] for i in range(len(tree))])
 
 
-def torch(chosen: Chosen) -> bytes:
+def torch(chosen: TrainedNetworks) -> bytes:
     """Safetensors by the names of the network's PyTorch program."""
     if chosen.peer == "ensemble":
         raise Unavailable("an ensemble is no network of PyTorch's: export its peers one by one")
@@ -127,7 +127,7 @@ def torch(chosen: Chosen) -> bytes:
     return _safetensors(torch_weights.torch_tensors(network, variables), "pt")
 
 
-def read_torch(chosen: Chosen, content: bytes) -> Callable:
+def read_torch(chosen: TrainedNetworks, content: bytes) -> Callable:
     """The network with the variables of `torch`."""
     tensors, (network,) = safetensors.numpy.load(content), chosen.networks
     return _run(chosen, [torch_weights.convert(tensors, network, chosen.variables[0])])
@@ -139,7 +139,7 @@ def _safetensors(tensors, framework):
     return safetensors.numpy.save(tensors, {"format": framework})
 
 
-def onnx(chosen: Chosen) -> bytes:
+def onnx(chosen: TrainedNetworks) -> bytes:
     """ONNX of any batch size, by jax2onnx: from "images" to "logits"."""
     logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # of packages that it does without
     try:
@@ -166,7 +166,7 @@ def onnx(chosen: Chosen) -> bytes:
     return model.SerializeToString()
 
 
-def read_onnx(chosen: Chosen, content: bytes) -> Callable:
+def read_onnx(chosen: TrainedNetworks, content: bytes) -> Callable:
     """The program of `onnx`, run by onnxruntime."""
     import onnxruntime
 

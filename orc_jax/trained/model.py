@@ -21,7 +21,7 @@ class Model(NamedTuple):
     Attributes:
       class_names: [C], in the order of the outputs.
       image_shape: (height, width, channels).
-      resize: see `Chosen.images`.
+      resize: see `TrainedNetworks.images`.
       logits: uint8 [B, *image_shape] → float32 [B, C], compiled.
     """
 

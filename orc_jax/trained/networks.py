@@ -18,7 +18,7 @@ from orc_jax.runtime.checkpoints import read_config
 from orc_jax.trained import saved
 
 
-class Chosen(NamedTuple):
+class TrainedNetworks(NamedTuple):
     """A network, or an ensemble of several.
 
     Attributes:
@@ -44,7 +44,7 @@ class Chosen(NamedTuple):
 
 
 def logits(
-    chosen: Chosen, variables, images: UInt8[Array, "B H W channels"]
+    chosen: TrainedNetworks, variables, images: UInt8[Array, "B H W channels"]
 ) -> Float[Array, "B C"]:
     """Logits; of an ensemble the logarithm of the mean of the networks' softmax outputs.
 
@@ -64,7 +64,7 @@ def logits(
     return losses.ensemble(jax.nn.log_softmax(jnp.stack(outputs)))
 
 
-def from_saved(directory: str | Path) -> Chosen:
+def from_saved(directory: str | Path) -> TrainedNetworks:
     """A saved network, see `saved.load`.
 
     Raises:
@@ -75,7 +75,7 @@ def from_saved(directory: str | Path) -> Chosen:
         raise UserError(
             f"{directory} does not say how images are normalised: import it with --mean=… --std=…"
         )
-    return Chosen([about["network"]], [variables], about["class_names"], _images(about))
+    return TrainedNetworks([about["network"]], [variables], about["class_names"], _images(about))
 
 
 def _images(about):
@@ -95,7 +95,7 @@ def began(workdir: str | Path) -> dict:
         raise UserError(f"{workdir}/run.json cannot be read: {error.strerror}") from error
 
 
-def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") -> Chosen:
+def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") -> TrainedNetworks:
     """Networks of a run's checkpoint.
 
     Args:
@@ -119,7 +119,7 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
     if peer == "best":
         peer = _best(config, variables, tested)
     members = range(size) if peer == "ensemble" else [int(peer)]
-    return Chosen(
+    return TrainedNetworks(
         networks=[config.peers[i].model for i in members],
         variables=[variables[i] for i in members],
         class_names=list(config.data.class_names),

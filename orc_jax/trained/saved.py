@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orc_jax import methods, models, peers
 from orc_jax.errors import UserError
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
-from orc_jax.runtime.processes import is_main, meet
+from orc_jax.runtime.processes import barrier, is_main
 from orc_jax.trained import torch_weights
 
 
@@ -35,7 +35,7 @@ def save(directory: str | Path, variables, description: dict) -> None:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         (new / "network.json").write_text(json.dumps(description, indent=2) + "\n")
-    meet(f"{new} is there")
+    barrier(f"{new} is there")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((new / "variables").absolute(), jax.device_get(variables))
     if is_main():
