@@ -16,10 +16,9 @@ from rich.table import Table
 from orc_jax import config as configs
 from orc_jax import losses, models, optimizers
 from orc_jax.data import batches
-from orc_jax.initial import init_state
 from orc_jax.models import layers
 from orc_jax.prepare import prepare
-from orc_jax.state import streams
+from orc_jax.state import init_state, streams
 from orc_jax.step import compile_steps
 
 FLAGS = flags.FLAGS

@@ -18,8 +18,8 @@ from PIL import Image
 
 from benchmarks.common import FLAGS, quartiles, settings, show
 from orc_jax.data import stream
-from orc_jax.initial import init_state
 from orc_jax.prepare import prepare, training_batches
+from orc_jax.state import init_state
 from orc_jax.step import compile_steps
 
 flags.DEFINE_integer("images", 768, "JPEG files of 500×375.")

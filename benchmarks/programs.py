@@ -14,9 +14,9 @@ import jax
 from absl import app, flags, logging
 
 from benchmarks.common import FLAGS, peak_bytes, random_images, settings, show
-from orc_jax.initial import abstract_state
 from orc_jax.methods import NAMES
 from orc_jax.prepare import prepare, training_batches
+from orc_jax.state import abstract_state
 from orc_jax.step import compile_steps
 
 flags.DEFINE_integer("devices", 4, "Simulated devices of the largest mesh.")

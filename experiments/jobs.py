@@ -18,7 +18,9 @@ POLL = 0.5  # seconds between looks at the processes
 
 def is_finished(run: Run) -> bool:
     """Whether a run was trained to its end: its networks, which come last, are there."""
-    kept = methods.get(run.config.method.name).kept(run.config.method, len(run.config.peers))
+    kept = methods.get(run.config.method.name).positions.kept(
+        run.config.method, len(run.config.peers)
+    )
     networks = (run.workdir / "networks" / str(peer) / "network.json" for peer in kept)
     records = metrics.read(run.workdir)
     is_last = bool(records) and records[-1]["epoch"] == run.config.epochs

@@ -59,7 +59,7 @@ def result(run: Run, target: str) -> Result:
     records = metrics.read(run.workdir)
     test, train = records[-1]["test"], records[-1]["train"]
     config = run.config
-    kept = methods.get(config.method.name).kept(config.method, len(config.peers))
+    kept = methods.get(config.method.name).positions.kept(config.method, len(config.peers))
     totals = train.get("promotions_total", [])
     return Result(
         variant=run.variant,

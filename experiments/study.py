@@ -225,7 +225,7 @@ def _run(variant, seed, arguments, base) -> Run:
     config = config_of(arguments)
     method = methods.get(config.method.name)
     teacher = None
-    for i, kind in enumerate(method.kinds(config.method, len(config.peers))):
+    for i, kind in enumerate(method.positions.kinds(config.method, len(config.peers))):
         if kind == "frozen" and not config.peers[i].init_from:
             network = config.peers[i].model
             of_teacher = arguments_of(f"ind:{network}", base)
@@ -233,7 +233,7 @@ def _run(variant, seed, arguments, base) -> Run:
             trained = teacher.workdir / "networks" / "0"
             arguments = (*arguments, f"--config.peers[{i}].init_from={trained}")
     target = base.networks[-1]
-    kept = method.kept(config.method, len(config.peers))
+    kept = method.positions.kept(config.method, len(config.peers))
     if target not in {config.peers[i].model for i in kept}:
         raise UserError(f"it keeps no {target}, the base's last network, which is compared")
     return _checked(variant, seed, arguments, base, teacher)

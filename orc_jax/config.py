@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict, config_dict
 
-from orc_jax import data, methods, models, optimizers, peers
+from orc_jax import data, mesh, methods, models, optimizers, peers
 from orc_jax.errors import UserError, unknown
 
 
@@ -165,14 +165,14 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
 
 def _check_peers(config, method, own_data):
     """The peers can do what the method asks of them."""
-    for i, kind in enumerate(method.kinds(config.method, len(config.peers))):
+    for i, kind in enumerate(method.positions.kinds(config.method, len(config.peers))):
         if kind == "frozen" and not config.peers[i].init_from:
             raise UserError(
                 f"{config.method.name} needs a trained {config.peers[i].model} in "
                 f"peers[{i}].init_from: a run's directory, a saved network or a PyTorch file"
                 + ("" if own_data else f". Two commands: {_two_commands(config, i)}")
             )
-    if method.shares_trunk(config.method):
+    if method.needs.shared_trunk(config.method):
         if config.mesh.peer not in (1, -1):
             raise UserError(
                 f"mesh.peer is {config.mesh.peer}, allowed: 1, because the branches of "
@@ -189,7 +189,7 @@ def _check_peers(config, method, own_data):
                         f"peers[{i}].{key} differs from that of peers[0], but the branches of "
                         f"{config.method.name} share a trunk"
                     )
-    if method.auxiliary_heads:
+    if method.needs.auxiliary_heads:
         for i, one in enumerate(config.peers):
             if not models.create(one.model, 1).auxiliary:
                 raise UserError(f"{one.model} (peers[{i}]) has no auxiliary heads")
@@ -253,7 +253,7 @@ def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
     layouts = peers.layout(config, method)
     if peer == -1:
         chosen = data == -1
-        peer = peers.best_split(layouts, num_devices, config.batch_size) if chosen else 1
+        peer = mesh.best_split(layouts, num_devices, config.batch_size) if chosen else 1
     if data == -1:
         data = num_devices // peer
     if data < 1 or data * peer > num_devices:
@@ -266,7 +266,7 @@ def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
             f"mesh.data={data}, mesh.peer={peer} leaves {num_devices - data * peer} of the "
             f"{num_devices} devices of all processes idle: allowed are meshes of all of them"
         )
-    divisor = peers.divisor(layouts, data, peer)
+    divisor = mesh.divisor(layouts, data, peer)
     if config.batch_size % divisor:
         raise UserError(
             f"batch_size is {config.batch_size}, allowed: multiples of {divisor}, because of the "

@@ -1,7 +1,7 @@
-"""Passes of a group over a batch, inside the step: what follows runs under `jax.shard_map`.
+"""Passes of a group over a batch, inside the step: everything here runs under `jax.shard_map`.
 
-"Whole" is an array of the whole group and batch, equal on all devices; the rest are this
-device's members and images, see `peers.py`.
+"Whole" means an array of the whole group and batch, equal on all devices. All other arrays are of
+this device's members and images, see `mesh.py`.
 """
 
 from collections.abc import Callable
@@ -14,35 +14,35 @@ import numpy as np
 from jax import lax
 
 from orc_jax.models.network import Outputs
-from orc_jax.peers import Group, Stack, StackState, select
+from orc_jax.peers import Group, Stack, StackState, Variables, select, split_trunk
 
 
 class Pass(NamedTuple):
     """A forward pass of a stack's members on this device's images.
 
     Attributes:
-      outputs: `Outputs` [members, images, ...], or a trunk's activations.
-      pullback: gradient for the outputs → gradients for (parameters, inputs); None for
-        networks that are frozen.
-      stats: the new running statistics.
+      outputs: `Outputs` with fields [members, images, ...].
+      pullback: gradient for the outputs → gradients for the parameters (trunk, members); None for
+        networks that do not learn from this pass.
+      stats: the new running statistics (trunk, members).
     """
 
-    outputs: Any
+    outputs: Outputs
     pullback: Callable | None
     stats: Any
 
 
+# --- Between whole arrays and this device's part of them ---
+
+
 def share(x, axes, axis: int = 0):
-    """This device's part of a whole array."""
+    """Return this device's part of a whole array, which the mesh axes split along an axis."""
     size = x.shape[axis] // lax.axis_size(axes)
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size, axis)
 
 
 def members(stack: Stack, x):
-    """The entries of a whole [P, ...] array that belong to this device's members.
-
-    A tuple of P arrays will do as well.
-    """
+    """Return the entries of a whole [P, ...] array (or P arrays) of this device's members."""
     if isinstance(x, tuple):
         x = jnp.stack([x[peer] for peer in stack.peers])
     else:
@@ -50,31 +50,23 @@ def members(stack: Stack, x):
     return share(x, "peer") if stack.split else x
 
 
-def over_batch(stack: Stack, x):
-    """[members, B, ...] of the whole batch from this device's [members, images, ...]."""
-    return jax.tree.map(lambda x: lax.all_gather(x, stack.batch_axes, axis=1, tiled=True), x)
+def over_batch(stack: Stack, tree):
+    """Gather [members, images, ...] of all devices to [members, B, ...]."""
+    return jax.tree.map(lambda x: lax.all_gather(x, stack.batch_axes, axis=1, tiled=True), tree)
 
 
-def over_peers(group: Group, parts: list) -> list:
-    """One entry a peer, in peer order, from each stack's [members, ...] (arrays or trees).
-
-    Peers of a stack whose part is None have None; trunks are passed over.
-    """
-    rows: list = [None] * group.size
-    for stack, part in zip(group.stacks, parts, strict=True):
-        if part is None or stack.part == "trunk":
-            continue
-        if stack.split:
-            part = jax.tree.map(lambda x: lax.all_gather(x, "peer", tiled=True), part)
-        for i, peer in enumerate(stack.peers):
-            rows[peer] = select(part, i)
-    return rows
+def over_members(stack: Stack, tree):
+    """Gather [members, ...] of all devices to the whole stack."""
+    if not stack.split:
+        return tree
+    return jax.tree.map(lambda x: lax.all_gather(x, "peer", tiled=True), tree)
 
 
 def images_of(stack: Stack, images, own: bool = False):
-    """The images of a `data` row that this device runs through the stack.
+    """Return the images of a `data` row that this device runs through the stack.
 
     Args:
+      stack: of the group.
       images: [images, H, W, channels]; [P, images, H, W, channels] where every peer has its
         own.
       own: whether it has.
@@ -83,47 +75,61 @@ def images_of(stack: Stack, images, own: bool = False):
     return images if stack.split else share(images, "peer", axis=int(own))
 
 
-def forward(stack: Stack, state: StackState, inputs, own: bool = False) -> Pass:
-    """One forward pass in train mode of this device's members.
+# --- Forward ---
+
+
+def forward(stack: Stack, state: StackState, images, own: bool = False) -> Pass:
+    """Run this device's members forward in train mode.
 
     Args:
-      inputs: images, or the trunk's activations of them; see `images_of`.
+      stack, state: the networks.
+      images: see `images_of`.
       own: whether every member has its own.
     """
 
-    def run(params, inputs):
-        def one(params, stats, x):
-            variables = {"params": params, "batch_stats": stats}
-            x = x.astype(stack.precision)
-            out, updated = stack.module.apply(
-                variables, x, train=True, mutable="batch_stats", method=stack.part
+    def run(params, images):
+        trunk_params, members_params = params
+
+        def member(params, stats, images):
+            variables = {"params": trunk_params | params, "batch_stats": state.trunk.stats | stats}
+            outputs, updated = stack.module.apply(
+                variables,
+                images.astype(stack.precision),
+                train=True,
+                auxiliary=stack.auxiliary,
+                mutable="batch_stats",
+                method="outputs",
             )
-            return _in_float32(out), updated["batch_stats"]
+            stats, trunk_stats = split_trunk(stack, updated["batch_stats"])
+            return in_float32(outputs), (trunk_stats, stats)
 
-        mapped = jax.vmap(one, in_axes=(0, 0, 0 if own else None))
-        mapped = partial(mapped, params, state.stats)
-        return _in_parts(mapped, inputs, stack.micro_batches, axis=int(own))
+        # What no member has an own version of, a trunk and its statistics, is computed once.
+        mapped = jax.vmap(member, in_axes=(0, 0, 0 if own else None), out_axes=(0, (None, 0)))
+        mapped = partial(mapped, members_params, state.members.stats)
+        return _in_parts(mapped, images, stack.micro_batches, axis=int(own))
 
-    outputs, pullback, stats = jax.vjp(run, state.params, inputs, has_aux=True)
+    params = state.trunk.params, state.members.params
+    outputs, pullback, stats = jax.vjp(partial(run, images=images), params, has_aux=True)
     if not stack.synchronised:
         stats = lax.pmean(stats, stack.batch_axes)
-    return Pass(outputs, pullback, stats)
+    return Pass(outputs, lambda d_outputs: pullback(d_outputs)[0], stats)
 
 
-def _in_parts(run, inputs, count: int, axis: int):
-    """`run(inputs)` in parts, one after the other, which keep nothing for the backward pass.
+def _in_parts(run, images, count: int, axis: int):
+    """Call `run(images)` in parts, one after the other, which keep nothing for the backward pass.
 
     Args:
-      run: inputs → (outputs [members, images, ...], statistics).
+      run: images → (outputs [members, images, ...], statistics).
+      images: of this device.
       count: of the parts.
-      axis: of the images in the inputs.
+      axis: of the images.
 
     Returns:
       The outputs of all images, and the mean of the parts' statistics.
     """
     if count == 1:
-        return run(inputs)
-    parts = jnp.stack(jnp.split(inputs, count, axis))
+        return run(images)
+    parts = jnp.stack(jnp.split(images, count, axis))
     outputs, stats = lax.map(jax.checkpoint(run), parts)
 
     def joined(x):  # [count, members, images, ...] → [members, count · images, ...]
@@ -133,134 +139,143 @@ def _in_parts(run, inputs, count: int, axis: int):
     return jax.tree.map(joined, outputs), jax.tree.map(lambda x: x.mean(axis=0), stats)
 
 
-def predict(stack: Stack, state: StackState, inputs, own: bool = False):
-    """Outputs [members, images, ...] in eval mode (running statistics), no auxiliary heads."""
-    part = "whole" if stack.part == "with_auxiliary" else stack.part
+def predict(stack: Stack, state: StackState, images, own: bool = False) -> Outputs:
+    """Run this device's members in eval mode (running statistics), without auxiliary heads."""
 
-    def one(params, stats, x):
-        variables, x = {"params": params, "batch_stats": stats}, x.astype(stack.precision)
-        return _in_float32(stack.module.apply(variables, x, train=False, method=part))
+    def member(params, stats, images):
+        variables = {
+            "params": state.trunk.params | params,
+            "batch_stats": state.trunk.stats | stats,
+        }
+        images = images.astype(stack.precision)
+        return in_float32(stack.module.apply(variables, images, train=False, method="outputs"))
 
-    return jax.vmap(one, in_axes=(0, 0, 0 if own else None))(state.params, state.stats, inputs)
+    mapped = jax.vmap(member, in_axes=(0, 0, 0 if own else None))
+    return mapped(state.members.params, state.members.stats, images)
 
 
-def _in_float32(outputs):
+def in_float32(outputs: Outputs) -> Outputs:
+    """Return outputs as float32, whatever the precision of the activations."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
 
 
-def forward_group(group: Group, states, images, own: bool = False) -> list[Pass | None]:
-    """The one pass of every stack on the batch; None for those that have theirs later."""
-    passes: list = []
+def forward_group(group: Group, states, images, own: bool = False) -> list[Pass]:
+    """Run every stack on the batch, once; the outputs of those that run later are zeros."""
+    passes = []
     for stack, state in zip(group.stacks, states, strict=True):
-        inputs = passes[-1].outputs[0] if stack.part == "branch" else images_of(stack, images, own)
-        if stack.kind == "later":
-            passes.append(None)
-        elif stack.kind == "frozen":
-            passes.append(Pass(predict(stack, state, inputs, own), None, None))
-        else:
+        inputs = images_of(stack, images, own)
+        if stack.kind == "train":
             passes.append(forward(stack, state, inputs, own))
+            continue
+        run = partial(predict, stack, state, inputs, own)
+        if stack.kind == "frozen":
+            outputs = run()
+        else:
+            outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run))
+        passes.append(Pass(outputs, None, None))
     return passes
 
 
-def predict_group(group: Group, states, images):
-    """Logits [P, B, C] of the whole group and batch in eval mode."""
-    outputs: list = []
-    for stack, state in zip(group.stacks, states, strict=True):
-        inputs = outputs[-1][0] if stack.part == "branch" else images_of(stack, images)
-        outputs.append(predict(stack, state, inputs))
-    logits = [
-        None if stack.part == "trunk" else over_batch(stack, out.logits)
-        for stack, out in zip(group.stacks, outputs, strict=True)
-    ]
-    return jnp.stack(over_peers(group, logits))
+def whole_outputs(group: Group, outputs: list[Outputs]) -> Outputs:
+    """Put the outputs of all stacks on this device together to those of the group and batch.
 
-
-def whole_outputs(group: Group, passes: list[Pass | None]) -> dict:
-    """What the passes gave, of the whole group and batch, as fields of a method's `Batch`."""
-    parts, trunk = [], None
-    for stack, one in zip(group.stacks, passes, strict=True):
-        if stack.part == "trunk":
-            parts.append(None)
-            trunk = over_batch(stack, one.outputs.mean(axis=(2, 3)))[0]
-        else:
-            parts.append(one and over_batch(stack, one.outputs))
-    return by_field(over_peers(group, parts)) | {"trunk": trunk}
-
-
-def by_field(rows: list) -> dict:
-    """The peers' `Outputs` (None for a peer without a pass) as fields of a method's `Batch`."""
-    some = next(row for row in rows if row is not None)
-    nothing = jnp.zeros_like(some.logits)
-    auxiliary = None
-    if some.auxiliary is not None:
-        auxiliary = jnp.stack([row.auxiliary for row in rows])
-    return {
-        "logits": jnp.stack([nothing if row is None else row.logits for row in rows]),
-        "features": tuple(None if row is None else row.features for row in rows),
-        "auxiliary": auxiliary,
-    }
-
-
-def backward(group: Group, passes: list[Pass | None], d_outputs: dict) -> list:
-    """Gradients for every stack's parameters, None where it does not learn from its pass.
-
-    Args:
-      passes: of `forward_group`.
-      d_outputs: the loss's gradient for `whole_outputs`.
+    Returns:
+      Fields [P, B, ...], see `stack_peers`.
     """
-    grads, d_trunk = [], None
-    for stack, one in reversed(list(zip(group.stacks, passes, strict=True))):
-        if one is None or one.pullback is None:
-            grads.append(None)
-            continue
-        if stack.part == "trunk":
-            _, _, height, width, _ = one.outputs.shape
-            pooled = share(d_outputs["trunk"], stack.batch_axes)[None, :, None, None]
-            d_out = group.trunk_scale * d_trunk[None] + pooled / (height * width)
-        else:
-            d_out = Outputs(
-                *(
-                    None
-                    if d_outputs[name] is None
-                    else share(members(stack, d_outputs[name]), stack.batch_axes, axis=1)
-                    for name in ("logits", "features", "auxiliary")
-                )
-            )
-        d_params, d_trunk = one.pullback(d_out)
-        grads.append(lax.psum(d_params, stack.batch_axes))
-    return grads[::-1]
+    rows: list = [None] * group.size
+    for stack, part in zip(group.stacks, outputs, strict=True):
+        part = over_members(stack, over_batch(stack, part))
+        for i, peer in enumerate(stack.peers):
+            rows[peer] = select(part, i)
+    return stack_peers(rows)
 
 
-def gradients(stack: Stack, one: Pass, d_logits):
-    """Gradients for the members' parameters of a loss of their logits alone.
+def stack_peers(rows: list[Outputs]) -> Outputs:
+    """Stack every field over the peers; a field whose shapes differ is a tuple of P arrays."""
+
+    def stacked(*leaves):
+        return jnp.stack(leaves) if len({leaf.shape for leaf in leaves}) == 1 else leaves
+
+    return jax.tree.map(stacked, *rows)
+
+
+def predict_group(group: Group, states, images):
+    """Run the whole group in eval mode; return the logits [P, B, C] of the whole batch."""
+    outputs = [
+        predict(stack, state, images_of(stack, images))
+        for stack, state in zip(group.stacks, states, strict=True)
+    ]
+    return whole_outputs(group, outputs).logits
+
+
+# --- Backward and update ---
+
+
+def backward(group: Group, passes: list[Pass], d_outputs: Outputs) -> list:
+    """Return the gradients of every stack's parameters; None where it does not learn from its pass.
 
     Args:
-      one: of `forward`.
+      group: the networks.
+      passes: of `forward_group`.
+      d_outputs: the gradient of the loss for `whole_outputs`.
+    """
+    return [
+        stack_pass.pullback and _gradients(stack, stack_pass, d_outputs)
+        for stack, stack_pass in zip(group.stacks, passes, strict=True)
+    ]
+
+
+def _gradients(stack, stack_pass, d_outputs):
+    def own_part(d):
+        return share(members(stack, d), stack.batch_axes, axis=1)
+
+    d_own = jax.tree.map(own_part, d_outputs, is_leaf=lambda x: isinstance(x, tuple))
+    return lax.psum(stack_pass.pullback(d_own), stack.batch_axes)
+
+
+def gradients_of_logits(stack: Stack, stack_pass: Pass, d_logits):
+    """Return the gradients of the parameters for a loss of the members' logits alone.
+
+    Args:
+      stack: the networks.
+      stack_pass: of `forward`.
       d_logits: [members, B, C], the loss's gradient for the logits of the whole batch.
     """
-    d_out = jax.tree.map(jnp.zeros_like, one.outputs)
-    d_out = d_out.replace(logits=share(d_logits, stack.batch_axes, axis=1))
-    return lax.psum(one.pullback(d_out)[0], stack.batch_axes)
+    d_outputs = jax.tree.map(jnp.zeros_like, stack_pass.outputs)
+    d_outputs = d_outputs.replace(logits=share(d_logits, stack.batch_axes, axis=1))
+    return lax.psum(stack_pass.pullback(d_outputs), stack.batch_axes)
 
 
 def update(stack: Stack, state: StackState, grads, stats, step, learns) -> StackState:
-    """One optimizer step of the members that learn; the others stay bit for bit.
+    """Take one optimizer step with the members that learn; the others stay bit for bit.
 
     Args:
+      stack: the networks.
       state: what is updated.
-      grads: as `gradients` gives them.
-      stats: running statistics after the pass that gave the gradients.
+      grads: of the parameters (trunk, members).
+      stats: running statistics (trunk, members) after the pass that gave the gradients.
       step: int32 scalar, for the learning rate.
-      learns: [members] bool.
+      learns: [members] bool. A trunk learns if any of its branches does.
     """
-    updates, opt_state = jax.vmap(stack.optimizer.update)(grads, state.opt_state, state.params)
-    rate = stack.learning_rate(step)
-    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    return where(learns, StackState(params, stats, opt_state), state)
+    rate, optimize = stack.learning_rate(step), stack.optimizer.update
+    trunk, own = (
+        _optimized(rate, *args)
+        for args in (
+            (optimize, state.trunk, grads[0], stats[0], learns.any()),
+            (jax.vmap(optimize), state.members, grads[1], stats[1], learns),
+        )
+    )
+    return StackState(members=own, trunk=trunk)
+
+
+def _optimized(rate, optimize, variables, grads, stats, learns):
+    updates, opt_state = optimize(grads, variables.opt_state, variables.params)
+    params = jax.tree.map(lambda p, u: p - rate * u, variables.params, updates)
+    return where(learns, Variables(params, stats, opt_state), variables)
 
 
 def where(mask, new, old):
-    """Leaf by leaf, the new members where the mask holds and the old ones elsewhere."""
+    """Choose, leaf by leaf, the new members where the mask holds and the old ones elsewhere."""
 
     def choose(new, old):
         return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
@@ -268,6 +283,61 @@ def where(mask, new, old):
     return jax.tree.map(choose, new, old)
 
 
-def put(states, slots, chosen):
-    """`states` with the members at these positions replaced."""
-    return jax.tree.map(lambda x, y: x.at[slots].set(y), states, chosen)
+def update_teachers(group: Group, images, mixed, step, stacks, logits, update_of):
+    """Give some peers their optimizer step on mixed images before they teach.
+
+    Which peers these are is known only at run time, so each stack runs as many networks as could
+    learn at once, with the learners' weights gathered into them. (A `lax.cond` per peer would run
+    none in vain, but XLA's CPU convolutions are 30 times slower inside a conditional.)
+
+    Args:
+      group: the networks.
+      images, mixed: the batch, and the mixture to learn from, as in `images_of`.
+      step: int32 scalar.
+      stacks: a `StackState` for each stack.
+      logits: whole.
+      update_of: the `TeacherUpdate`.
+
+    Returns:
+      Stacks with the updated peers, logits in which theirs are those of their new weights on the
+      batch itself, and their losses [P] (0 for the others).
+    """
+
+    def total(logits):
+        losses = update_of.loss(logits)
+        return losses.sum(), losses
+
+    new_stacks, losses_of = [], jnp.zeros(group.size)
+    for stack, state in zip(group.stacks, stacks, strict=True):
+        rows = np.array(stack.peers)
+        if not update_of.among[rows].any():
+            new_stacks.append(state)
+            continue
+        active = members(stack, update_of.learners)
+        slots = jnp.argsort(~active)[: update_of.at_most]
+        learners = state.replace(members=select(state.members, slots))
+
+        learned = forward(stack, learners, images_of(stack, mixed))
+        d_logits, losses = jax.grad(total, has_aux=True)(over_batch(stack, learned.outputs.logits))
+        grads = gradients_of_logits(stack, learned, d_logits)
+        learners = update(stack, learners, grads, learned.stats, step, active[slots])
+
+        # They teach in train mode, by the statistics of this batch, like their students.
+        teaching = forward(stack, learners, images_of(stack, images))
+        new_logits = over_batch(stack, teaching.outputs.logits)
+        new_stacks.append(state.replace(members=put(state.members, slots, learners.members)))
+
+        # From the slots to the members of this device, and to those of all.
+        new_logits = jnp.zeros((len(active), *logits.shape[1:])).at[slots].set(new_logits)
+        losses = jnp.zeros(len(active)).at[slots].set(losses)
+        new_logits, losses = over_members(stack, (new_logits, losses))
+        is_learner = update_of.learners[rows]
+        new_logits = where(is_learner, lax.stop_gradient(new_logits), logits[rows])
+        logits = logits.at[rows].set(new_logits)
+        losses_of = losses_of.at[rows].set(jnp.where(is_learner, losses, 0.0))
+    return tuple(new_stacks), logits, losses_of
+
+
+def put(tree, slots, chosen):
+    """Return the tree with the entries at these positions of the leading axis replaced."""
+    return jax.tree.map(lambda x, y: x.at[slots].set(y), tree, chosen)

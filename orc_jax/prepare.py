@@ -14,12 +14,11 @@ from orc_jax import data as datasets
 from orc_jax import methods, models, peers
 from orc_jax.data import batches, stream
 from orc_jax.errors import UserError
-from orc_jax.initial import abstract_state
 from orc_jax.mesh import put_global
 from orc_jax.runtime import display, metrics
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.workdir import fingerprint
-from orc_jax.state import State, streams
+from orc_jax.state import State, abstract_state, streams
 from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
 
 
@@ -45,7 +44,7 @@ class Setup(NamedTuple):
     @property
     def kept(self) -> list[int]:
         """The peers that the training is for."""
-        return self.method.kept(self.config.method, self.group.size)
+        return self.method.positions.kept(self.config.method, self.group.size)
 
     @property
     def images(self) -> dict:
@@ -122,17 +121,19 @@ def prepare(config, data: tuple | None = None) -> Setup:
             )
     method = methods.get(config.method.name)
     streamed = config.data.streamed = not isinstance(dataset.train, datasets.Images)
-    if streamed and method.held_out(config.method):
+    if streamed and method.memory.held_out(config.method):
         raise UserError(
             f"{config.method.name} {config.method.target} keeps images aside, which must fit "
             f"data.memory, {config.data.memory} of the device's"
         )
-    if streamed and config.data.resized_crop and method.own_augmentation:
+    if streamed and config.data.resized_crop and method.needs.own_augmentation:
         raise UserError(
             f"every peer of {config.method.name} sees other parts of an image (data.resized_crop): "
             f"they must fit data.memory, {config.data.memory} of the device's"
         )
-    train, held_out = datasets.hold_out(dataset.train, method.held_out(config.method), config.seed)
+    train, held_out = datasets.hold_out(
+        dataset.train, method.memory.held_out(config.method), config.seed
+    )
     steps_per_epoch = len(train.labels) // config.batch_size
     if not steps_per_epoch:
         raise UserError(
@@ -282,6 +283,6 @@ def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step
       promotions: [P] steps in which each peer was promoted, of `step` steps.
       step: steps done.
     """
-    roles = setup.method.describe(setup.config.method, setup.group.size)
+    roles = setup.method.positions.titles(setup.config.method, setup.group.size)
     shares = [count / max(step, 1) for count in promotions]
     display.show_peers(title, setup.group.names, roles, setup.num_params, shares, test, setup.kept)

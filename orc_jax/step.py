@@ -1,52 +1,58 @@
 """The compiled step: the file to open first.
 
-`train_step` is one SPMD program, `jax.jit(jax.shard_map(step, mesh))`, over a mesh with
-axes `data` (splits the batch) and `peer` (splits the stacks of networks). It gives the
-same result, to rounding, on every mesh shape (but for batch norm's statistics if they are taken
-per device or per micro-batch). What crosses devices is what the loss reads
-(logits, for few methods features too); images that are streamed, as uint8; and, over the mesh
-axes that split a network's batch, its gradients and batch-norm statistics.
+One iteration is what `step` in `make_train_step` does, in five parts:
 
-Each network runs forward once per batch on the same weights: ranking, mining and losses
-all read the logits of that one pass, and its pullback turns their gradient into the
-parameters' gradient.
+1. the batch: which images, how they are changed and mixed        (data/batches.py, data/mixing.py)
+2. one forward pass of every network                              (passes.py)
+3. the method: roles, teachers that learn first, loss, gradients  (methods/apply.py and NAME.py)
+4. one backward pass and one optimizer step of every network      (passes.py)
+5. the next state, with the metrics of this step
+
+Parts 2 to 4 are the iteration as papers describe it. Each network runs forward once per batch on
+the same weights: ranking, mining and losses all read the outputs of that one pass, and its
+pullback turns their gradients into those of the parameters.
+
+The rest of this file is about devices. A step is one SPMD program, `jax.jit(jax.shard_map(step,
+mesh))`, over a mesh with the axes `data` and `peer` (see mesh.py). It gives the same result, to
+rounding, on every mesh shape (but for batch norm's statistics if they are taken per device or per
+micro-batch). What crosses devices are outputs that the loss reads, streamed images as uint8, and,
+over the mesh axes that split a network's batch, its gradients and batch-norm statistics.
 """
 
-from functools import partial, wraps
+from functools import wraps
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from orc_jax import losses, optimizers, passes, peers
+from orc_jax import state as states
 from orc_jax.data import batches, mixing
-from orc_jax.methods.method import Batch, Lesson, Method, Turn
+from orc_jax.methods.apply import apply_method
+from orc_jax.methods.method import Batch, Method
 from orc_jax.state import MethodState, State, streams
-
-# The fields of a `Batch` that come from the networks.
-DIFFERENTIATED = ("logits", "features", "auxiliary", "trunk")
 
 
 def make_train_step(config, group: peers.Group, method: Method):
-    """The step of a group and method: (state, train split, order [steps, B]) → state.
+    """Make the step of a group and method: (state, train split, order [steps, B]) → state.
 
     Args:
       config: the whole config; `config.method` goes to the method.
       group: the networks and their mesh.
       method: of `orc_jax.methods`.
     """
+    own_images = method.needs.own_augmentation
 
     def step(state: State, data: batches.OnDevice, order) -> State:
         key = jax.random.fold_in(streams(state.seed)[2], state.step)
         augmentation_key, method_key, mixture_key = jax.random.split(key, 3)
 
-        # The batch: labels of the whole, images of this device's part.
+        # 1. The batch: labels of the whole, images of this device's part.
         at = state.step % len(order)
         positions = order[at]
         labels = data.labels[positions]
-        shape = (group.size,) * method.own_augmentation + positions.shape
+        shape = (group.size,) * own_images + positions.shape
         changes = batches.draw_augmentation(augmentation_key, config.data, shape)
         mixture = mixing.draw(mixture_key, config.data, len(positions), data.images.shape[1:3])
 
@@ -63,106 +69,74 @@ def make_train_step(config, group: peers.Group, method: Method):
 
         images = images_at(passes.share(jnp.arange(len(positions)), "data"))
 
-        # One forward pass of every network. From here on every device knows the outputs of
-        # the whole group and batch.
-        done = passes.forward_group(group, state.stacks, images, method.own_augmentation)
-        outputs = passes.whole_outputs(group, done)
-        classes = outputs["logits"].shape[-1]
+        # 2. One forward pass of every network. From here on every device knows the outputs of the
+        # whole group and batch.
+        done = passes.forward_group(group, state.stacks, images, own_images)
+        outputs = passes.whole_outputs(group, [stack_pass.outputs for stack_pass in done])
+        classes = outputs.logits.shape[-1]
         labels, soft = mixing.labels_of(labels, mixture, config.data.label_smoothing, classes)
-        batch = Batch(
-            labels=labels,
-            soft_labels=soft,
-            memory=state.method.memory,
-            epoch=state.step // len(order),
-            **outputs,
-        )
 
-        # Roles, teachers that learn first, and the loss: the method's own part.
-        teach = partial(_teach, group, images_at, images, state.step)
-        stacks, batch, turn, gradients, metrics = study(
-            config, method, state.stacks, batch, state.method.params, method_key, teach
-        )
+        # 3. The method.
+        def update_teachers(stacks, logits, update):
+            lam, partner = update.mix
+            mixed = lam * images + (1 - lam) * images_at(passes.share(partner, "data"))
+            return passes.update_teachers(group, images, mixed, state.step, stacks, logits, update)
 
-        # Each network's own gradient, from the one pass above, and its optimizer step.
-        d_outputs, d_own = gradients
-        grads = passes.backward(group, done, d_outputs)
+        applied = apply_method(
+            config.method,
+            method,
+            state.stacks,
+            Batch(
+                outputs=outputs,
+                labels=labels,
+                soft_labels=soft,
+                epoch=state.step // len(order),
+                memory=state.method.memory,
+            ),
+            state.method.params,
+            method_key,
+            update_teachers,
+        )
+        roles = applied.batch.roles
+
+        # 4. Each network's gradient, from its one pass, and its optimizer step.
+        grads = passes.backward(group, done, applied.d_outputs)
         stacks = tuple(
-            _learn(stack, stack_state, grad, one, state.step, turn.learns)
-            for stack, stack_state, grad, one in zip(group.stacks, stacks, grads, done, strict=True)
+            stack_state
+            if grad is None
+            else passes.update(
+                stack,
+                stack_state,
+                grad,
+                stack_pass.stats,
+                state.step,
+                passes.members(stack, roles.learns),
+            )
+            for stack, stack_state, grad, stack_pass in zip(
+                group.stacks, applied.stacks, grads, done, strict=True
+            )
         )
+        own = _update_own(config, state.method, applied.d_own, state.step, len(order))
 
-        finite = jnp.isfinite(losses.cross_entropy(batch.logits, labels)).all(axis=1)
-        promoted = 0 if turn.promoted is None else turn.promoted
+        # 5. What the run remembers.
+        finite = jnp.isfinite(losses.cross_entropy(applied.batch.logits, labels)).all(axis=1)
+        promoted = 0 if roles.promoted is None else roles.promoted
+        sums = jax.tree.map(lambda s, m: jnp.where(at == 0, 0, s) + m, state.sums, applied.metrics)
         return State(
             step=state.step + 1,
             seed=state.seed,
             stacks=stacks,
-            method=_learn_own(config, state.method, d_own, state.step, len(order)),
+            method=own,
             promotions=state.promotions + promoted,
-            sums=jax.tree.map(lambda s, m: jnp.where(at == 0, 0, s) + m, state.sums, metrics),
+            sums=sums,
             failed_at=jnp.where(finite | (state.failed_at >= 0), state.failed_at, state.step),
         )
 
     return step
 
 
-def study(config, method: Method, stacks, batch: Batch, own_params, key, teach):
-    """The phase before the loss, the loss, and its gradients.
-
-    Returns:
-      Stacks and batch with the taught teachers, the `Turn`, (gradient for the peers'
-      outputs, gradient for the method's own parameters), and metrics.
-    """
-    size = len(batch.logits)
-    kinds = np.array(method.kinds(config.method, size))
-    turn = Turn(learns=jnp.asarray(kinds != "frozen"))
-    if method.phase:
-        turn = method.phase(config.method, lax.stop_gradient(batch), key)
-    taught = jnp.zeros(size)
-    if turn.lesson:
-        if method.own_augmentation or method.shares_trunk(config.method):
-            raise ValueError("a lesson needs whole networks that all see the same images")
-        stacks, logits, taught = teach(stacks, batch.logits, turn.lesson)
-        batch = batch._replace(logits=logits)
-    batch = batch._replace(plan=turn.plan)
-    network = method.network and method.network(config.method, size)
-
-    def total(outputs, own_params):
-        seen = batch._replace(**outputs)
-        if network:
-            seen = seen._replace(own=network.apply({"params": own_params}, seen))
-        terms = method.loss(config.method, seen)
-        return sum(term.sum() for term in terms.values()), terms
-
-    outputs = {name: getattr(batch, name) for name in DIFFERENTIATED}
-    gradients, terms = jax.grad(total, argnums=(0, 1), has_aux=True)(outputs, own_params)
-
-    metrics = dict(turn.metrics)
-    metrics["loss"] = taught + sum(term for term in terms.values() if term.ndim)
-    metrics |= {f"term/{name}": term.sum() for name, term in terms.items()}
-    if turn.lesson:
-        metrics["term/intensive"] = taught.sum()
-    if turn.promoted is not None:
-        metrics["promoted"] = turn.promoted
-    metrics["learned"] = turn.learns
-    metrics["top1"] = 100.0 * (batch.logits.argmax(axis=-1) == batch.labels).mean(axis=1)
-    metrics["diversity"] = losses.diversity(batch.logits).mean()
-    metrics["steps"] = jnp.ones(())
-    # Sorted, so that the program is the same in every process and is found in the cache.
-    metrics = {name: jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)}
-    return stacks, batch, turn, gradients, metrics
-
-
-def _learn(stack, stack_state, grads, one, step, learns):
-    """The optimizer step of a stack's members that learn from the loss."""
-    if grads is None:
-        return stack_state
-    learns = learns.any()[None] if stack.part == "trunk" else passes.members(stack, learns)
-    return passes.update(stack, stack_state, grads, one.stats, step, learns)
-
-
-def _learn_own(config, state: MethodState, grads, step, steps_per_epoch) -> MethodState:
-    """The optimizer step of the method's own parameters, with the run's settings."""
+def _update_own(config, state: MethodState, grads, step, steps_per_epoch) -> MethodState:
+    """Take the optimizer step of the method's own parameters, with the run's settings."""
     if not state.params:
         return state
     # Every device has the whole gradient; the mean keeps their copies equal bit for bit.
@@ -172,61 +146,6 @@ def _learn_own(config, state: MethodState, grads, step, steps_per_epoch) -> Meth
     rate = optimizers.schedule(config.optimizer, config.epochs, steps_per_epoch)(step)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     return MethodState(params, opt_state, state.memory)
-
-
-def _teach(group, images_at, images, step, stacks, logits, lesson: Lesson):
-    """Gives the pupils of a lesson their optimizer step on mixed images.
-
-    Which peers these are is known only at run time, so each stack runs as many networks as
-    could be pupils at once, with the pupils' weights gathered into them. (A `lax.cond` per
-    peer would run none in vain, but XLA's CPU convolutions are 30 times slower inside a
-    conditional.)
-
-    Returns:
-      Stacks with the taught peers, logits in which theirs are those of their new weights on
-      the batch itself, and their losses [P].
-    """
-    lam, partner = lesson.mix
-    mixed = lam * images + (1 - lam) * images_at(passes.share(partner, "data"))
-
-    def total(logits):
-        slot_losses = lesson.loss(logits)
-        return slot_losses.sum(), slot_losses
-
-    new_stacks, taught_logits, taught_losses = [], [], []
-    for stack, stack_state in zip(group.stacks, stacks, strict=True):
-        if not lesson.among[list(stack.peers)].any():
-            new_stacks.append(stack_state)
-            taught_logits.append(None)
-            taught_losses.append(None)
-            continue
-        active = passes.members(stack, lesson.pupils)
-        slots = jnp.argsort(~active)[: lesson.at_most]
-        pupils = peers.select(stack_state, slots)
-
-        learned = passes.forward(stack, pupils, passes.images_of(stack, mixed))
-        batch_logits = passes.over_batch(stack, learned.outputs.logits)
-        d_logits, slot_losses = jax.grad(total, has_aux=True)(batch_logits)
-        grads = passes.gradients(stack, learned, d_logits)
-        pupils = passes.update(stack, pupils, grads, learned.stats, step, active[slots])
-
-        # They teach in train mode, by the statistics of this batch, like their students.
-        teaching = passes.forward(stack, pupils, passes.images_of(stack, images))
-        new_logits = passes.over_batch(stack, teaching.outputs.logits)
-        new_stacks.append(passes.put(stack_state, slots, pupils))
-        empty = jnp.zeros((len(active), *logits.shape[1:]))
-        taught_logits.append(empty.at[slots].set(new_logits))
-        taught_losses.append(jnp.zeros(len(active)).at[slots].set(slot_losses))
-
-    def of_pupils(parts, others):
-        rows = passes.over_peers(group, parts)
-        return jnp.stack([o if row is None else row for row, o in zip(rows, others, strict=True)])
-
-    mask = lesson.pupils
-    taught = lax.stop_gradient(of_pupils(taught_logits, logits))
-    losses_of = of_pupils(taught_losses, jnp.zeros(len(mask)))
-    logits = jnp.where(mask[:, None, None], taught, logits)
-    return tuple(new_stacks), logits, jnp.where(mask, losses_of, 0.0)
 
 
 def evaluation_batch_size(config, group: peers.Group) -> int:
@@ -288,8 +207,7 @@ def compile_steps(config, group: peers.Group, method: Method):
     split = everywhere
     if config.data.streamed:  # a batch, of which every device was handed its rows
         split = batches.OnDevice(by_rows, by_rows, everywhere, everywhere)
-    stacks = tuple(stack.spec for stack in group.stacks)
-    state = State(*[everywhere] * 2, stacks, *[everywhere] * 4)
+    state = states.spec(group)
 
     # Replication is by construction (whole arrays come from all_gather and psum), which
     # check_vma cannot follow through all_gather.
@@ -312,8 +230,8 @@ def compile_steps(config, group: peers.Group, method: Method):
         spmd(train, (state, split, everywhere), state, donate_argnums=0),
         spmd(
             make_evaluation_step(group, size),
-            (stacks, split, everywhere, everywhere),
+            (state.stacks, split, everywhere, everywhere),
             everywhere,
         ),
-        spmd(make_prediction_step(group, size), (stacks, split, everywhere), everywhere),
+        spmd(make_prediction_step(group, size), (state.stacks, split, everywhere), everywhere),
     )

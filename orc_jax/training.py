@@ -16,13 +16,12 @@ import numpy as np
 
 from orc_jax import peers
 from orc_jax.errors import UserError
-from orc_jax.initial import abstract_state, init_state
 from orc_jax.prepare import evaluate_split, prepare, show_table, training_batches
 from orc_jax.runtime import display, metrics, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.profile import Profiler
 from orc_jax.runtime.workdir import Lock, check, create
-from orc_jax.state import State, failures
+from orc_jax.state import State, abstract_state, failures, init_state
 from orc_jax.step import compile_steps, evaluation_batch_size
 from orc_jax.trained import saved
 
@@ -175,7 +174,7 @@ def renewal(setup, prediction_step):
 
     @partial(jax.jit, out_shardings=setup.everywhere)
     def memory(logits, labels):
-        return method.renew(config, jnp.concatenate(logits, axis=1)[:, :count], labels)
+        return method.memory.renew(config, jnp.concatenate(logits, axis=1)[:, :count], labels)
 
     def renew(state):
         logits = [

@@ -19,7 +19,7 @@ def batch_of_the_first_step(setup, config, order):
     """(images [P, B, ...] as every peer sees them, labels) of step 0."""
     key = jax.random.fold_in(streams(config.seed)[2], 0)
     augmentation_key, _ = jax.random.split(key)
-    own, size = setup.method.own_augmentation, setup.group.size
+    own, size = setup.method.needs.own_augmentation, setup.group.size
     shape = (size,) * own + order[0].shape
     moves = batches.draw_augmentation(augmentation_key, config.data, shape)
     images = batches.take(setup.train_split, order[0], moves, config.data.pad_mode)
@@ -30,38 +30,30 @@ def batch_of_the_first_step(setup, config, order):
 
 def plain_loss(setup, config, images, labels, epoch=0):
     """(list of every network's parameters, trunk's parameters, own parameters) → loss."""
-    method, size = setup.method, setup.group.size
-    module = setup.group.stacks[-1].module.clone()
-    part = setup.group.stacks[-1].part
-    network = method.network and method.network(config.method, size)
+    method, size, stack = setup.method, setup.group.size, setup.group.stacks[-1]
+    module = stack.module.clone(trunk_gradient=1.0)
+    network = method.own_network and method.own_network(config.method, size)
 
-    def apply(params, x, way):
+    def apply(params, x):
         # Running statistics do not matter in train mode, and the batch is on one device.
-        return module.apply({"params": params}, x, train=True, mutable="batch_stats", method=way)[0]
+        return module.apply(
+            {"params": params},
+            x,
+            train=True,
+            auxiliary=stack.auxiliary,
+            mutable="batch_stats",
+            method="outputs",
+        )[0]
 
     def total(each, trunk, own):
-        pooled = None
-        if part == "branch":
-            x = apply(trunk, images[0], "trunk")
-            pooled = x.mean(axis=(1, 2))
-            scale = 1 / size if method.rescale_trunk else 1.0
-            x = scale * x + (1 - scale) * jax.lax.stop_gradient(x)
-            outputs = [apply(params, x, "branch") for params in each]
-        else:
-            outputs = [apply(params, x, part) for params, x in zip(each, images, strict=True)]
-        auxiliary = None
-        if part == "with_auxiliary":
-            auxiliary = jnp.stack([out.auxiliary for out in outputs])
-        batch = Batch(
-            logits=jnp.stack([out.logits for out in outputs]),
-            labels=labels,
-            features=tuple(out.features for out in outputs),
-            auxiliary=auxiliary,
-            trunk=pooled,
-            epoch=epoch,
-        )
+        if method.needs.rescaled_trunk:
+            constant = jax.lax.stop_gradient(trunk)
+            trunk = jax.tree.map(lambda x, c: x / size + (1 - 1 / size) * c, trunk, constant)
+        outputs = [apply(trunk | params, x) for params, x in zip(each, images, strict=True)]
+        outputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        batch = Batch(outputs, labels, epoch=epoch)
         if network:
-            batch = batch._replace(own=network.apply({"params": own}, batch))
+            batch = batch._replace(own_output=network.apply({"params": own}, batch))
         return sum(jnp.sum(term) for term in method.loss(config.method, batch).values())
 
     return total
@@ -86,9 +78,9 @@ def test_a_step_moves_along_the_plain_programs_gradient(name, changes):
     setup, state, train_step, order = build(config, tiny_data(train=80))
     images, labels = batch_of_the_first_step(setup, config, order)
 
-    *trunk, last = jax.device_get(state.stacks)
-    each = [peers.select(last.params, i) for i in range(4)]
-    trunk_params = peers.select(trunk[0].params, 0) if trunk else {}
+    (stack,) = jax.device_get(state.stacks)
+    each, trunk = [peers.select(stack.members.params, i) for i in range(4)], stack.trunk.params
+    assert bool(trunk) == (name in ("one", "cl_ilr") or config.method.get("form") == "branch")
     own = jax.device_get(state.method.params)
     # The step's modules take statistics over mesh axes; one device is such a mesh.
     plain = jax.shard_map(
@@ -98,13 +90,13 @@ def test_a_step_moves_along_the_plain_programs_gradient(name, changes):
         out_specs=jax.sharding.PartitionSpec(),
         check_vma=False,
     )
-    expected = jax.jit(plain)(each, trunk_params, own)
+    expected = jax.jit(plain)(each, trunk, own)
 
     after = train_step(state, setup.train_split, order)
-    *new_trunk, new = jax.device_get(after.stacks)
+    (new,) = jax.device_get(after.stacks)
     moved = (
-        [peers.select(new.params, i) for i in range(4)],
-        peers.select(new_trunk[0].params, 0) if trunk else {},
+        [peers.select(new.members.params, i) for i in range(4)],
+        new.trunk.params,
         jax.device_get(after.method.params),
     )
 
@@ -114,7 +106,7 @@ def test_a_step_moves_along_the_plain_programs_gradient(name, changes):
             got, gradient, rtol=2e-3, atol=2e-5, err_msg=jax.tree_util.keystr(path)
         )
 
-    jax.tree_util.tree_map_with_path(compare, (each, trunk_params, own), moved, expected)
+    jax.tree_util.tree_map_with_path(compare, (each, trunk, own), moved, expected)
     sizes = [np.abs(leaf).max() for leaf in jax.tree.leaves(expected[2])]
     assert bool(sizes) == (name in ("one", "okddip"))
     assert all(size > 1e-5 for size in sizes)

@@ -15,8 +15,9 @@ from orc_jax import config as configs
 from orc_jax import methods, models, peers
 from orc_jax.data import batches
 from orc_jax.errors import UserError
-from orc_jax.initial import init_state
+from orc_jax.methods.method import Needs
 from orc_jax.prepare import prepare
+from orc_jax.state import init_state
 from orc_jax.step import compile_steps
 from orc_jax.trained import saved, torch_weights
 
@@ -279,10 +280,14 @@ def test_groups_that_cannot_be(name, networks, change, message):
 
 def test_what_a_method_cannot_ask_for(monkeypatch):
     orc = methods.get("orc")
-    monkeypatch.setitem(methods.METHODS, "orc", dataclasses.replace(orc, own_augmentation=True))
-    with pytest.raises(ValueError, match="a lesson needs whole networks"):
+    monkeypatch.setitem(
+        methods.METHODS, "orc", dataclasses.replace(orc, needs=Needs(own_augmentation=True))
+    )
+    with pytest.raises(ValueError, match="a teacher's update needs whole networks"):
         build(tiny_config())
-    monkeypatch.setitem(methods.METHODS, "orc", dataclasses.replace(orc, auxiliary_heads=True))
+    monkeypatch.setitem(
+        methods.METHODS, "orc", dataclasses.replace(orc, needs=Needs(auxiliary_heads=True))
+    )
     with pytest.raises(ValueError, match="auxiliary heads need peers that all train"):
         build(tiny_config(("pixels_deep",) * 3))
 

@@ -15,6 +15,7 @@ from orc_jax import losses, methods
 from orc_jax.errors import UserError
 from orc_jax.methods import kdcl, switokd
 from orc_jax.methods.method import Batch
+from orc_jax.models.network import Outputs
 
 GOLDEN = golden("methods")
 
@@ -25,16 +26,22 @@ def config_of(name, **changes):
     return config
 
 
+def batch_of(logits, labels, **fields):
+    """A batch of these logits; fields of `Outputs` or of `Batch` beside them."""
+    own = {name: fields.pop(name) for name in ("features", "trunk", "auxiliary") if name in fields}
+    return Batch(Outputs(logits, **own), jnp.asarray(labels), **fields)
+
+
 def loss_and_gradient(name, config, logits, labels, **fields):
     """Total loss, and gradients for the logits and for every other field, given as arrays."""
     method = methods.get(name)
     fields = {"logits": jnp.asarray(logits), **fields}
 
     def total(fields):
-        batch = Batch(labels=jnp.asarray(labels), **fields)
+        batch = batch_of(labels=labels, **fields)
         if method.phase:
-            turn = method.phase(config, jax.lax.stop_gradient(batch), jax.random.key(0))
-            batch = batch._replace(plan=turn.plan)
+            roles = method.phase(config, jax.lax.stop_gradient(batch), jax.random.key(0))
+            batch = batch._replace(roles=roles)
         return sum(jnp.sum(term) for term in method.loss(config, batch).values())
 
     return jax.value_and_grad(total)(fields)
@@ -109,18 +116,20 @@ def test_golden_cl_ilr(inputs, match, case):
 def test_golden_one(inputs, match, case):
     config = config_of("one", temperature=float(match[1]), alpha=float(match[2]), ramp_epochs=0)
     gate = jnp.array(case["extra"]["gate_pre"], jnp.float32)
-    loss, gradient = loss_and_gradient("one", config, *arrays(inputs), own=gate)
+    loss, gradient = loss_and_gradient("one", config, *arrays(inputs), own_output=gate)
     compare(loss, gradient["logits"], case)
-    np.testing.assert_allclose(gradient["own"], case["dextra"]["gate_pre"], rtol=1e-4, atol=3e-6)
+    np.testing.assert_allclose(
+        gradient["own_output"], case["dextra"]["gate_pre"], rtol=1e-4, atol=3e-6
+    )
 
 
 @pytest.mark.parametrize("inputs, match, case", cases(rf"okddip_T{NUMBER}_w{NUMBER}"))
 def test_golden_okddip(inputs, match, case):
     config = config_of("okddip", temperature=float(match[1]), alpha=float(match[2]), ramp_epochs=0)
     own = tuple(jnp.array(case["extra"][name], jnp.float32) for name in ("query", "key"))
-    loss, gradient = loss_and_gradient("okddip", config, *arrays(inputs), own=own)
+    loss, gradient = loss_and_gradient("okddip", config, *arrays(inputs), own_output=own)
     compare(loss, gradient["logits"], case)
-    for got, name in zip(gradient["own"], ("query", "key"), strict=True):
+    for got, name in zip(gradient["own_output"], ("query", "key"), strict=True):
         np.testing.assert_allclose(got, case["dextra"][name], rtol=1e-4, atol=3e-6)
 
 
@@ -157,9 +166,9 @@ def test_golden_switokd(labels, case):
     np.testing.assert_allclose(found.delta[0, 0], case["delta"], rtol=2e-5, atol=1e-6)
     assert bool(found.expert[0, 0]) == case["expert"]
 
-    turn = switokd.phase(config, Batch(z, labels), jax.random.key(0))
-    assert turn.learns.tolist() == [not case["expert"], True]
-    terms = methods.get("switokd").loss(config, Batch(z, labels, plan=turn.plan))
+    roles = switokd.phase(config, batch_of(z, labels), jax.random.key(0))
+    assert roles.learns.tolist() == [not case["expert"], True]
+    terms = methods.get("switokd").loss(config, batch_of(z, labels, roles=roles))
     teacher, student = terms["ce"] + terms["kd"]
     np.testing.assert_allclose(student, case["loss_student"], rtol=2e-5)
     # In expert mode the file has the loss that the teacher does not learn from.
@@ -205,10 +214,10 @@ def gradient_of_peer(name, config, peer, **fields):
     method = methods.get(name)
 
     def own_loss(z):
-        batch = Batch(z, LABELS, **fields)
+        batch = batch_of(z, LABELS, **fields)
         if method.phase:
-            turn = method.phase(config, jax.lax.stop_gradient(batch), jax.random.key(0))
-            batch = batch._replace(plan=turn.plan)
+            roles = method.phase(config, jax.lax.stop_gradient(batch), jax.random.key(0))
+            batch = batch._replace(roles=roles)
         return sum(term[peer] for term in method.loss(config, batch).values() if term.ndim)
 
     return jax.grad(own_loss)(random_logits(7))
@@ -251,7 +260,7 @@ def test_targets_that_gradient_flows_through(name):
     own = {"one": random_logits(0)[0, :, :4], "cl_ilr": None}.get(
         name, (random_logits(1, 6, 3, 2), random_logits(2, 6, 3, 2))
     )
-    gradient = gradient_of_peer(name, config_of(name, ramp_epochs=0), 0, own=own)
+    gradient = gradient_of_peer(name, config_of(name, ramp_epochs=0), 0, own_output=own)
     assert np.all(np.abs(gradient[1:3]).max(axis=(1, 2)) > 1e-4)
 
 
@@ -320,9 +329,9 @@ def test_switokd_with_three_networks():
     # 2T1S: the strong teacher is paused, the other one (weaker than the student) learns.
     z = jnp.stack([strong, 7 * weak / 6, weak])
     config = config_of("switokd", teachers=2)
-    turn = switokd.phase(config, Batch(z, LABELS), jax.random.key(0))
-    assert turn.learns.tolist() == [False, True, True]
-    terms = methods.get("switokd").loss(config, Batch(z, LABELS, plan=turn.plan))
+    roles = switokd.phase(config, batch_of(z, LABELS), jax.random.key(0))
+    assert roles.learns.tolist() == [False, True, True]
+    terms = methods.get("switokd").loss(config, batch_of(z, LABELS, roles=roles))
     np.testing.assert_allclose(terms["kd"][0], 0)
     np.testing.assert_allclose(terms["ce"][0], 0)
     np.testing.assert_allclose(terms["kd"][1], kl(z, 1.0)[1, 0] + kl(z, 1.0)[1, 2], rtol=1e-5)
@@ -331,18 +340,18 @@ def test_switokd_with_three_networks():
     # 1T2S: expert for the weak student alone, so the teacher learns CE and from the other.
     z = jnp.stack([strong, weak, 6.2 * one_hot])
     config = config_of("switokd", teachers=1)
-    turn = switokd.phase(config, Batch(z, LABELS), jax.random.key(0))
-    assert turn.learns.all()
-    assert float(turn.metrics["expert/0_1"]) == 1 and float(turn.metrics["expert/0_2"]) == 0
-    terms = methods.get("switokd").loss(config, Batch(z, LABELS, plan=turn.plan))
+    roles = switokd.phase(config, batch_of(z, LABELS), jax.random.key(0))
+    assert roles.learns.all()
+    assert float(roles.metrics["expert/0_1"]) == 1 and float(roles.metrics["expert/0_2"]) == 0
+    terms = methods.get("switokd").loss(config, batch_of(z, LABELS, roles=roles))
     ce = losses.cross_entropy(z, LABELS).mean(axis=1)
     np.testing.assert_allclose(terms["ce"], ce, rtol=1e-5)
     np.testing.assert_allclose(terms["kd"][0], kl(z, 1.0)[0, 2], rtol=1e-4, atol=1e-7)
 
     # Expert for both: paused altogether.
     z = jnp.stack([strong, weak, weak])
-    turn = switokd.phase(config, Batch(z, LABELS), jax.random.key(0))
-    assert turn.learns.tolist() == [False, True, True]
+    roles = switokd.phase(config, batch_of(z, LABELS), jax.random.key(0))
+    assert roles.learns.tolist() == [False, True, True]
 
 
 def test_diversity_is_the_mean_pairwise_distance():

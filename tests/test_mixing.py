@@ -13,17 +13,16 @@ import pytest
 from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import LABELS, random_logits
+from test_methods import LABELS, batch_of, random_logits
 
 from orc_jax import config as configs
 from orc_jax import losses, methods, models
 from orc_jax.data import mixing
-from orc_jax.initial import init_state
 from orc_jax.methods import switokd
-from orc_jax.methods.method import Batch
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network
 from orc_jax.prepare import prepare, training_batches
+from orc_jax.state import init_state
 from orc_jax.step import compile_steps
 
 SIZE = (12, 8)
@@ -151,8 +150,8 @@ def test_the_loss_of_mixed_labels_is_the_mixed_loss(seed, smoothing):
 # Besides logits and labels, what the loss of a method reads.
 READS = {
     "kdcl": {"memory": jnp.full(4, 0.25)},
-    "one": {"own": jnp.ones((6, 4))},
-    "okddip": {"own": (jnp.ones((6, 3, 2)),) * 2},
+    "one": {"own_output": jnp.ones((6, 4))},
+    "okddip": {"own_output": (jnp.ones((6, 3, 2)),) * 2},
     "dcm": {"auxiliary": jnp.stack([random_logits(1), random_logits(2)], axis=2)},
 }
 
@@ -163,10 +162,9 @@ def test_every_method_learns_from_soft_labels(name):
     method, config = methods.get(name), methods.defaults(name)
 
     def total(soft):
-        batch = Batch(random_logits(0), LABELS, soft_labels=soft, **READS.get(name, {}))
+        batch = batch_of(random_logits(0), LABELS, soft_labels=soft, **READS.get(name, {}))
         if method.phase:
-            turn = method.phase(config, batch, jax.random.key(0))
-            batch = batch._replace(plan=turn.plan)
+            batch = batch._replace(roles=method.phase(config, batch, jax.random.key(0)))
         return sum(jnp.sum(term) for term in method.loss(config, batch).values())
 
     one_hot = jax.nn.one_hot(LABELS, 5)
@@ -174,7 +172,7 @@ def test_every_method_learns_from_soft_labels(name):
     assert abs(total(optax.smooth_labels(one_hot, 0.5)) - total(None)) > 1e-3
 
 
-def test_switches_and_lessons_read_the_mixed_labels():
+def test_switches_and_teachers_updates_read_the_mixed_labels():
     soft = optax.smooth_labels(jax.nn.one_hot(LABELS, 5), 0.3)
     z = random_logits(3)
     found = switokd.switch(z[:1], z[1:], soft)
@@ -185,7 +183,7 @@ def test_switches_and_lessons_read_the_mixed_labels():
 
     config = methods.defaults("orc")
     config.feedback = "train_only"
-    batch = Batch(z, LABELS, soft_labels=soft)
-    lesson = methods.get("orc").phase(config, batch, jax.random.key(0)).lesson
+    batch = batch_of(z, LABELS, soft_labels=soft)
+    update = methods.get("orc").phase(config, batch, jax.random.key(0)).update
     expected = losses.cross_entropy(z[:1], soft).mean(axis=1)
-    np.testing.assert_allclose(lesson.loss(z[:1]), expected, rtol=1e-5)
+    np.testing.assert_allclose(update.loss(z[:1]), expected, rtol=1e-5)

@@ -69,21 +69,24 @@ def test_golden(name):
     np.testing.assert_allclose(logits, case["train_logits"], rtol=1e-4, atol=1e-4)
 
 
+def init_with_heads(network, key, images):
+    """Outputs and variables, with auxiliary heads."""
+    return network.init_with_output(key, images, train=False, auxiliary=True, method="outputs")
+
+
 def test_golden_auxiliary_heads_of_mobilenet():
     """Logits of head 1, head 2 and the network's own."""
     case = GOLDEN[HEADS]
     network = models.create("mobilenet", 100)
     images = golden_images(case, np.shape(case["eval_logits_per_head"])[1])
 
-    template = jax.eval_shape(
-        lambda: network.init(jax.random.key(0), images, train=False, method="with_auxiliary")
-    )
+    template = jax.eval_shape(lambda: init_with_heads(network, jax.random.key(0), images)[1])
     assert count(template) == case["num_params"]
     variables = torch_weights.convert(golden_tensors(case["tensors"]), "mobilenet", template)
 
     @partial(jax.jit, static_argnames=("train", "mutable"))
     def heads(variables, **kwargs):
-        out = network.apply(variables, images, method="with_auxiliary", **kwargs)
+        out = network.apply(variables, images, auxiliary=True, method="outputs", **kwargs)
         out = out[0] if "mutable" in kwargs else out
         return jax.numpy.concatenate([out.auxiliary, out.logits[:, None]], axis=1).swapaxes(0, 1)
 
@@ -102,9 +105,9 @@ def test_auxiliary_heads_of_a_wide_residual_network():
     """Head 1: a stage of n blocks, then n//2; head 2: n blocks of double width."""
     network = models.create("wrn_28_10", 100)
     images = np.zeros((1, 32, 32, 3), np.float32)
-    params = jax.eval_shape(
-        lambda: network.init(jax.random.key(0), images, train=False, method="with_auxiliary")
-    )["params"]
+    params = jax.eval_shape(lambda: init_with_heads(network, jax.random.key(0), images)[1])[
+        "params"
+    ]
     assert {k: len(v) for k, v in params["auxiliary_0"].items() if k != "head"} == {
         "stages_0": 4,
         "stages_1": 2,
@@ -118,37 +121,27 @@ def test_auxiliary_heads_of_a_wide_residual_network():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_takes_small_and_large_images_and_has_parts(name):
-    """8×16 grey to 224×224 in colour; run up to the last stage and on from it, on the variables
-    of each part alone; with two heads more."""
+    """8×16 grey to 224×224 in colour; a trunk and a last stage; with two heads more."""
     network = models.create(name, 7)
     size = models.NETWORKS[name].smallest
     assert size == (32 if name == "okddip_vgg16" else 8)
     images = jax.ShapeDtypeStruct((2, size, 2 * size, 1), np.float32)
     template = variables_of(network, size, 1)
-    keys = network.branch_keys()
+    assert set(template["params"]) - network.trunk_keys() == {
+        f"stages_{len(network.stages) - 1}",
+        "head",
+    }
 
-    def part(variables, wanted):
-        return {
-            c: {k: v for k, v in tree.items() if (k in keys) == wanted}
-            for c, tree in variables.items()
-        }
+    outputs = jax.eval_shape(
+        lambda v, x: network.apply(v, x, train=False, method="outputs"), template, images
+    )
+    assert outputs.logits.shape == (2, 7)
+    last = jax.eval_shape(lambda v, x: network.apply(v, x, method="last_stage"), template, images)
+    assert 0 not in last.shape and last.ndim == 4
+    assert outputs.trunk.shape[0] == 2 and outputs.auxiliary is None
 
-    def trunk(variables, images):
-        return network.apply(part(variables, False), images, train=False, method="trunk")
-
-    def in_parts(variables, images):
-        x = trunk(variables, images)
-        return network.apply(part(variables, True), x, train=False, method="branch").logits
-
-    assert jax.eval_shape(in_parts, template, images).shape == (2, 7)
-    assert 0 not in jax.eval_shape(trunk, template, images).shape
-
-    def with_heads():
-        images = np.zeros((2, 224, 224, 3), np.float32)
-        key = jax.random.key(0)
-        return network.init_with_output(key, images, train=False, method="with_auxiliary")[0]
-
-    outputs = jax.eval_shape(with_heads)
+    images = np.zeros((2, 224, 224, 3), np.float32)
+    outputs, _ = jax.eval_shape(lambda: init_with_heads(network, jax.random.key(0), images))
     assert outputs.logits.shape == (2, 7) and outputs.auxiliary.shape == (2, 2, 7)
     assert outputs.features.shape[0] == 2
 
@@ -182,20 +175,31 @@ def test_features_of_okddips_vgg_are_the_pooled_last_stage():
     variables = jax.tree.map(lambda x: np.full(x.shape, 0.01, np.float32), variables_of(network))
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     outputs, seen = network.apply(
-        variables, images, train=False, method="whole", capture_intermediates=True, mutable=True
+        variables, images, train=False, method="outputs", capture_intermediates=True, mutable=True
     )
     last = seen["intermediates"]["stages_3"]["__call__"][0]
     np.testing.assert_allclose(outputs.features, last.mean(axis=(1, 2)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
-def test_trunk_and_branch_are_the_network(name):
+def test_outputs_are_those_of_the_parts(name):
+    """Run part by part, by modules of their own on their own variables."""
     network = models.create(name, 7)
     variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    x = network.apply(variables, images, train=False, method="trunk")
-    logits = network.apply(variables, x, train=False, method="branch").logits
-    np.testing.assert_array_equal(logits, network.apply(variables, images, train=False))
+    parts = {"stem": network.stem} | {f"stages_{i}": s for i, s in enumerate(network.stages)}
+    x, seen = images, {}
+    for key, part in parts.items():
+        own = {name: tree[key] for name, tree in variables.items() if key in tree}
+        x = seen[key] = part.apply(own, x, False)
+    head = {name: tree["head"] for name, tree in variables.items() if "head" in tree}
+    logits, features = network.head.apply(head, x, False)
+    outputs = network.apply(variables, images, train=False, method="outputs")
+    np.testing.assert_array_equal(outputs.logits, logits)
+    np.testing.assert_array_equal(outputs.features, features)
+    trunk = seen[f"stages_{len(network.stages) - 2}"].mean(axis=(1, 2))
+    np.testing.assert_allclose(outputs.trunk, trunk, rtol=1e-6)
+    np.testing.assert_array_equal(network.apply(variables, images, method="last_stage"), x)
 
 
 BLOCKS = {  # of every family, and the channels that go into it

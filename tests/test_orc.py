@@ -7,11 +7,11 @@ import pytest
 from conftest import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_methods import batch_of
 
 from orc_jax import losses, methods
 from orc_jax.errors import UserError
-from orc_jax.methods import feedback, orc
-from orc_jax.methods.method import Batch
+from orc_jax.methods import orc
 
 CASES = [
     (batch["inputs"], re.fullmatch(r"orc_k(\d+)_beta([\d.]+)_T([\d.]+)", name), case)
@@ -27,9 +27,9 @@ def settings_of(**kwargs):
     return config
 
 
-def peer_losses(config, logits, labels, turn):
+def peer_losses(config, logits, labels, roles):
     """[P] the sum of a peer's loss terms."""
-    return sum(orc.loss(config, Batch(logits, labels, plan=turn.plan)).values())
+    return sum(orc.loss(config, batch_of(logits, labels, roles=roles)).values())
 
 
 def logits_of(seed, peers=4, batch=6, classes=5):
@@ -54,7 +54,7 @@ def test_golden(inputs, match, case):
     assert set(np.flatnonzero(students)) == set(case["students"])
 
     asks = jnp.array(~orc.is_pivot(config, len(logits)))
-    share = feedback.feedback_share(cross_entropy, asks)
+    share = orc.feedback_share(cross_entropy, asks)
     np.testing.assert_allclose(share[1:], case["feedback_share"], rtol=1e-5)
     assert share[0] == 0
 
@@ -76,7 +76,7 @@ def test_roles_with_pivot():
     roles = orc.assign(config, promoted)
     assert promoted.tolist() == [False, False, True, False]
     assert roles.learns.tolist() == [True, False, True, True]
-    assert roles.plan[2].astype(int).tolist() == [
+    assert roles.learns_from.astype(int).tolist() == [
         [0, 1, 1, 0],
         [0, 0, 0, 0],
         [0, 1, 0, 0],
@@ -90,7 +90,7 @@ def test_roles_without_pivot():
     roles = orc.assign(config, promoted)
     assert promoted.tolist() == [False, True, True, False]
     assert roles.learns.tolist() == [True, False, False, True]
-    assert roles.plan[2].astype(int).tolist() == [
+    assert roles.learns_from.astype(int).tolist() == [
         [0, 1, 1, 0],
         [0, 0, 0, 0],
         [0, 0, 0, 0],
@@ -114,8 +114,8 @@ def test_promotion_ablations(pivot):
 
 
 def losses_of(config, logits, labels, promoted):
-    turn = orc.assign(config, jnp.array(promoted))
-    return peer_losses(config, jnp.array(logits), labels, turn)
+    roles = orc.assign(config, jnp.array(promoted))
+    return peer_losses(config, jnp.array(logits), labels, roles)
 
 
 def test_each_teaching_switched_off_leaves_cross_entropy():
@@ -155,13 +155,15 @@ def test_permuting_the_students_permutes_the_results(seed, order, pivot):
     labels = jnp.array([0, 1, 2, 3, 4, 0])
     config = settings_of(pivot=pivot, num_temporary=2)
 
-    def study(z):
+    def results(z):
         ce = losses.cross_entropy(z, labels).mean(axis=1)
         roles = orc.assign(config, orc.promote(config, ce, jax.random.key(0)))
-        share = feedback.feedback_share(ce, roles.learns)
+        share = orc.feedback_share(ce, roles.learns)
         return peer_losses(config, z, labels, roles), roles.promoted, share
 
-    for here, there in zip(study(jnp.array(logits[order])), study(jnp.array(logits)), strict=True):
+    for here, there in zip(
+        results(jnp.array(logits[order])), results(jnp.array(logits)), strict=True
+    ):
         np.testing.assert_allclose(here, np.array(there)[order], rtol=1e-4, atol=1e-5)
 
 
@@ -173,7 +175,7 @@ def test_feedback_samples_are_errors_of_the_students_that_asked(seed, error_rate
     students = np.array([False, True, True, True])
     wrong[2] = False
     ce = rng.random((4, 16)).astype(np.float32)
-    sample, asker = feedback.draw_feedback(
+    sample, asker = orc.draw_feedback(
         jax.random.key(seed % 1000), jnp.array(ce), jnp.array(wrong), jnp.array(students)
     )
     sample, asker = np.array(sample), np.array(asker)
@@ -190,7 +192,7 @@ def test_feedback_shares_and_samples_are_drawn_as_asked():
     ce = jnp.array([[9.0] * 8, [0.5] * 8, [1.5] * 8])
     wrong = jnp.zeros((3, 8), bool).at[1, :4].set(True).at[2, 4:6].set(True).at[0].set(True)
     students = jnp.array([False, True, True])
-    draw = jax.vmap(lambda key: feedback.draw_feedback(key, ce, wrong, students))
+    draw = jax.vmap(lambda key: orc.draw_feedback(key, ce, wrong, students))
     sample, asker = draw(jax.random.split(jax.random.key(0), 4000))
     expected = jax.nn.softmax(jnp.array([0.5, 1.5]))
     frequency = [(asker == i).mean() for i in (1, 2)]
@@ -206,9 +208,9 @@ def test_phase_mixes_the_batch_with_the_errors(pivot, feedback):
     """The teachers get λ between the batch and samples that the students got wrong."""
     config = settings_of(pivot=pivot, feedback=feedback)
     logits, labels = jnp.array(logits_of(3)), jnp.array([0, 1, 2, 3, 4, 0])
-    turn = orc.phase(config, Batch(logits, labels), jax.random.key(1))
-    lam, sample = turn.lesson.mix
-    students = [1, 2, 3] if pivot == 0 else np.flatnonzero(~turn.promoted)
+    roles = orc.phase(config, batch_of(logits, labels), jax.random.key(1))
+    lam, sample = roles.update.mix
+    students = [1, 2, 3] if pivot == 0 else np.flatnonzero(~roles.promoted)
     wrong = np.array(logits.argmax(axis=-1) != labels)[students]
     assert np.all(wrong.any(axis=0)[np.array(sample)])
     if feedback == "mixup":
@@ -217,11 +219,11 @@ def test_phase_mixes_the_batch_with_the_errors(pivot, feedback):
         assert lam == {"feedback_only": 0, "train_only": 1}[feedback]
     ce = losses.cross_entropy
     expected = lam * ce(logits, labels).mean(1) + (1 - lam) * ce(logits, labels[sample]).mean(1)
-    np.testing.assert_allclose(turn.lesson.loss(logits), expected, rtol=1e-5)
-    teachers = np.array([True, False, False, False]) if pivot == 0 else turn.promoted
-    np.testing.assert_array_equal(turn.lesson.pupils, teachers)
-    assert turn.lesson.at_most == 1
-    np.testing.assert_allclose(turn.metrics["asked"].sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(roles.update.loss(logits), expected, rtol=1e-5)
+    teachers = np.array([True, False, False, False]) if pivot == 0 else roles.promoted
+    np.testing.assert_array_equal(roles.update.learners, teachers)
+    assert roles.update.at_most == 1
+    np.testing.assert_allclose(roles.metrics["asked"].sum(), 1, rtol=1e-6)
 
 
 def test_a_group_that_errs_nowhere_works():
@@ -229,10 +231,10 @@ def test_a_group_that_errs_nowhere_works():
     logits = jnp.stack([8.0 * jax.nn.one_hot(labels, 5)] * 3)
     for pivot in (0, None):
         config = settings_of(pivot=pivot)
-        turn = orc.phase(config, Batch(logits, labels), jax.random.key(0))
-        assert sorted(np.array(turn.lesson.mix[1])) == list(range(6))
-        assert np.all(np.isfinite(peer_losses(config, logits, labels, turn)))
-        assert np.all(turn.metrics["asked"] == 0)
+        roles = orc.phase(config, batch_of(logits, labels), jax.random.key(0))
+        assert sorted(np.array(roles.update.mix[1])) == list(range(6))
+        assert np.all(np.isfinite(peer_losses(config, logits, labels, roles)))
+        assert np.all(roles.metrics["asked"] == 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from orc_jax import config as configs
 from orc_jax import methods, peers
 from orc_jax.errors import UserError
-from orc_jax.initial import abstract_state
+from orc_jax.state import abstract_state
 
 METHODS = ("ind", "kd", "dml", "kdcl", "one", "cl_ilr", "okddip", "okddip_net", "dcm")
 NAMES = (*METHODS, "switokd", "switokd_2t1s", "switokd_1t2s", "orc", "orc_peers")

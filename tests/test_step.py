@@ -10,9 +10,8 @@ from conftest import assert_trees_equal, tiny_config, tiny_data
 
 from orc_jax import passes, peers
 from orc_jax.data import batches
-from orc_jax.initial import init_state
 from orc_jax.prepare import prepare
-from orc_jax.state import streams
+from orc_jax.state import init_state, streams
 from orc_jax.step import compile_steps
 
 
@@ -60,7 +59,7 @@ def test_the_transfer_guard_would_notice():
 
 def test_the_state_is_donated():
     setup, state, train_step, order = build(tiny_config())
-    leaf = jax.tree.leaves(state.stacks[0].params)[0]
+    leaf = jax.tree.leaves(state.stacks[0].members.params)[0]
     train_step(state, setup.train_split, order)
     assert leaf.is_deleted()
 
@@ -123,7 +122,7 @@ def test_teachers_take_only_the_intensive_step():
     config = tiny_config(("pixels",) * 3, pivot=None, promotion="fixed")
     config.optimizer.learning_rate = 0.0
     _, after = run(config, 1)
-    assert_trees_equal(after.stacks[0].params, before.params)
+    assert_trees_equal(after.stacks[0].members.params, before.params)
     assert after.promotions.tolist() == [1, 0, 0]
     config.method.feedback = "train_only"
     config.optimizer.learning_rate = 0.05
@@ -134,7 +133,8 @@ def test_teachers_take_only_the_intensive_step():
     alone.optimizer.update(learning_rate=0.05, weight_decay=0.0)
     _, plain = run(alone, 1)
     teacher, same = (
-        jax.tree.map(lambda x: np.asarray(x[0]), s.stacks[0].params) for s in (taught, plain)
+        jax.tree.map(lambda x: np.asarray(x[0]), s.stacks[0].members.params)
+        for s in (taught, plain)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), teacher, same)
 
@@ -193,19 +193,36 @@ def test_permuting_the_students_permutes_the_step():
     np.testing.assert_array_equal(there.promotions[1:], here.promotions[1:][order])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b[order], rtol=1e-3, atol=1e-5),
-        there.stacks[1].params,
-        here.stacks[1].params,
+        there.stacks[1].members.params,
+        here.stacks[1].members.params,
     )
 
 
 def test_a_paused_peer_stays_bit_for_bit():
     setup, state, _, _ = build(tiny_config())
     stack, before = setup.group.stacks[1], state.stacks[1]
-    grads = jax.tree.map(jnp.ones_like, before.params)
-    stats = jax.tree.map(lambda x: x + 1, before.stats)
+
+    def of_parts(change):
+        return tuple(change(part) for part in (before.trunk, before.members))
+
+    grads = of_parts(lambda part: jax.tree.map(jnp.ones_like, part.params))
+    stats = of_parts(lambda part: jax.tree.map(lambda x: x + 1, part.stats))
     learns = jnp.array([True, False, True])
     after = passes.update(stack, before, grads, stats, state.step, learns)
-    assert_trees_equal(peers.select(after, 1), peers.select(before, 1))
+    assert_trees_equal(peers.select(after.members, 1), peers.select(before.members, 1))
     jax.tree.map(
-        lambda a, b: np.testing.assert_array_less(0, abs(a[0] - b[0]).max()), after, before
+        lambda a, b: np.testing.assert_array_less(0, abs(a[0] - b[0]).max()),
+        after.members,
+        before.members,
     )
+
+
+def test_a_trunk_stays_bit_for_bit_where_no_branch_learns():
+    setup, state, _, _ = build(tiny_config(("pixels",) * 3, "one"))
+    (stack,), (before,) = setup.group.stacks, state.stacks
+    grads = before.trunk.params, before.members.params
+    stats = before.trunk.stats, before.members.stats
+    for learns in (jnp.zeros(3, bool), jnp.array([False, True, False])):
+        after = passes.update(stack, before, grads, stats, state.step, learns)
+        leaf, old = (jax.tree.leaves(tree.trunk.params)[0] for tree in (after, before))
+        assert bool((leaf == old).all()) != bool(learns.any())

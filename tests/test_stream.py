@@ -16,9 +16,9 @@ from orc_jax import config as configs
 from orc_jax import data
 from orc_jax.data import decode, stream
 from orc_jax.errors import UserError
-from orc_jax.initial import init_state
 from orc_jax.prepare import evaluate_split, prepare, training_batches
 from orc_jax.runtime import metrics
+from orc_jax.state import init_state
 from orc_jax.step import compile_steps
 
 

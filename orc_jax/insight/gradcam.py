@@ -39,7 +39,7 @@ def heat_maps(
     Returns:
       The maps at the resolution of the last stage, 0 and above.
     """
-    activations = network.apply(variables, images, method=_last_stage)
+    activations = network.apply(variables, images, method="last_stage")
 
     def total(activations):
         # One gradient for all images: in eval mode a logit depends on its own image alone.
@@ -48,10 +48,6 @@ def heat_maps(
 
     alpha = jax.grad(total)(activations).mean(axis=(1, 2))
     return jax.nn.relu(jnp.einsum("bk,bhwk->bhw", alpha, activations))
-
-
-def _last_stage(network, images):
-    return network.stages[-1](network.trunk(images, train=False), train=False)
 
 
 def _head(network, activations):

@@ -74,7 +74,7 @@ def of_state(setup: prepare.Setup, state) -> Subject:
 
 
 def _titles(config):
-    roles = methods.get(config.method.name).describe(config.method, len(config.peers))
+    roles = methods.get(config.method.name).positions.titles(config.method, len(config.peers))
     named = enumerate(zip(config.peers, roles, strict=True))
     return [f"{i} {peer.model}, {role}" for i, (peer, role) in named]
 

@@ -3,7 +3,7 @@ NeurIPS 2018), as in OKDDip's program. One trunk, P branches, each taught by the
 """
 
 from orc_jax import losses
-from orc_jax.methods.method import Batch, Method, equal_networks
+from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networks
 
 
 def loss(config, batch: Batch):
@@ -20,7 +20,6 @@ METHOD = Method(
     settings={"temperature": 3.0, "alpha": 1.0, "ramp_epochs": 80},  # T, α, L
     loss=loss,
     check=lambda config, networks: equal_networks("cl_ilr", networks),
-    describe=lambda config, size: ["branch"] * size,
-    shares_trunk=lambda config: True,
-    rescale_trunk=True,
+    positions=Positions(titles=lambda config, size: ["branch"] * size),
+    needs=Needs(shared_trunk=lambda config: True, rescaled_trunk=True),
 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import losses
-from orc_jax.methods.method import Batch, Method, at_least_two
+from orc_jax.methods.method import Batch, Method, Needs, at_least_two
 
 # The authors' program adds this to a student's probabilities before their logarithm.
 FLOOR = 1e-8
@@ -16,7 +16,8 @@ FLOOR = 1e-8
 
 def loss(config, batch: Batch):
     """Σ_heads CE + Σ over ordered cross-network pairs of heads KD_T(z_i, z_j), z_j constant."""
-    heads = jnp.concatenate([batch.auxiliary, batch.logits[:, :, None]], axis=2)  # [P, B, H, C]
+    outputs = batch.outputs
+    heads = jnp.concatenate([outputs.auxiliary, outputs.logits[:, :, None]], axis=2)  # [P, B, H, C]
     peers, size, count, classes = heads.shape
     z = heads.swapaxes(1, 2).reshape(peers * count, size, classes)
     network = np.arange(len(z)) // count
@@ -34,5 +35,5 @@ METHOD = Method(
     settings={"temperature": 1.0},  # T
     loss=loss,
     check=lambda config, networks: at_least_two("dcm", networks),
-    auxiliary_heads=True,
+    needs=Needs(auxiliary_heads=True),
 )

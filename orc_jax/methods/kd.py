@@ -8,7 +8,7 @@ import numpy as np
 
 from orc_jax import losses
 from orc_jax.errors import UserError
-from orc_jax.methods.method import Batch, Method, at_least_two
+from orc_jax.methods.method import Batch, Method, Positions, at_least_two
 
 
 def loss(config, batch: Batch):
@@ -38,7 +38,9 @@ METHOD = Method(
     settings={"teacher": 0, "temperature": 3.0, "alpha": 1.0},  # position, T, α
     loss=loss,
     check=check,
-    describe=lambda c, size: np.where(is_teacher(c, size), "teacher", "student").tolist(),
-    kept=lambda c, size: np.flatnonzero(~is_teacher(c, size)).tolist(),
-    kinds=lambda c, size: np.where(is_teacher(c, size), "frozen", "train").tolist(),
+    positions=Positions(
+        titles=lambda c, size: np.where(is_teacher(c, size), "teacher", "student").tolist(),
+        kept=lambda c, size: np.flatnonzero(~is_teacher(c, size)).tolist(),
+        kinds=lambda c, size: np.where(is_teacher(c, size), "frozen", "train").tolist(),
+    ),
 )

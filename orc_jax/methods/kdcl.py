@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from orc_jax import losses
 from orc_jax.errors import UserError
-from orc_jax.methods.method import Batch, Method, at_least_two, one_of
+from orc_jax.methods.method import Batch, Memory, Method, Needs, at_least_two, one_of
 
 TARGETS = ("naive", "linear", "minlogit", "general")
 
@@ -92,8 +92,10 @@ METHOD = Method(
     settings={"target": "minlogit", "weight": 1.0, "temperature": 2.0, "held_out": 0.1},
     loss=loss,
     check=check,
-    own_augmentation=True,
-    held_out=lambda config: config.held_out if config.target == "general" else 0.0,
-    memory=lambda config, size: jnp.full(size, 1 / size),
-    renew=general_weights,
+    needs=Needs(own_augmentation=True),
+    memory=Memory(
+        first=lambda config, size: jnp.full(size, 1 / size),
+        held_out=lambda config: config.held_out if config.target == "general" else 0.0,
+        renew=general_weights,
+    ),
 )

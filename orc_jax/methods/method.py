@@ -1,92 +1,158 @@
-"""What a method is: a loss over the peers' outputs and, for few, one phase before it.
+"""What a method is: a loss over the peers' outputs and, for some, a phase before it.
 
-A method sees whole arrays of all P peers and the global batch of B images, and knows no
-devices, files or flags. Its file fills a `Method`; `orc_jax.methods.METHODS` names it.
+A method sees whole arrays of all P peers and of the global batch of B images; it knows no
+devices, files or flags. The file of a method fills in a `Method`. `orc_jax.methods.METHODS` names
+those of this package; `orc_jax.register_method` adds yours, or a config names it as
+"package.module:NAME".
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict, config_dict
 
 from orc_jax.errors import UserError
+from orc_jax.models.network import Outputs
+
+# "train": one pass on the batch, in train mode. "later": no pass before the phase, in which the
+# peer is updated and has its only pass; until then its outputs in `Batch` are zeros. "frozen": one
+# pass in eval mode, and the peer never changes.
+Kind = Literal["train", "later", "frozen"]
 
 
-class Batch(NamedTuple):
-    """What a method sees of one step. The gradient of its loss flows into `logits`,
-    `features`, `auxiliary`, `trunk` and the parameters behind `own`.
+class TeacherUpdate(NamedTuple):
+    """An optimizer step that some peers take on mixed images before they teach.
 
-    Attributes:
-      logits: z, zero for peers without a pass on the batch.
-      labels: y, of the greater part where an image is mixed of two.
-      features: of each peer [B, D], what its classifier sees.
-      auxiliary: logits of the auxiliary heads (see `Method.auxiliary_heads`).
-      trunk: the shared trunk's output, averaged over height and width.
-      own: what the method's own network (`Method.network`) gives for this batch.
-      plan: `Turn.plan` of the phase before the loss.
-      memory: what `Method.memory` or, since then, `Method.renew` gave.
-      epoch: epochs done, a fraction within an epoch counted as zero.
-      soft_labels: how much every image is of each class, if labels are smoothed or images
-        mixed.
-    """
-
-    logits: Float[Array, "P B C"]
-    labels: Int[Array, " B"]
-    features: tuple[Float[Array, "B D"], ...] = ()
-    auxiliary: Float[Array, "P B H C"] | None = None
-    trunk: Float[Array, "B D"] | None = None
-    own: Any = None
-    plan: Any = None
-    memory: Any = ()
-    epoch: Int[Array, ""] | int = 0
-    soft_labels: Float[Array, "B C"] | None = None
-
-    @property
-    def truth(self):
-        """What cross-entropy asks for: the soft labels if there are any, else the labels."""
-        return self.labels if self.soft_labels is None else self.soft_labels
-
-
-class Lesson(NamedTuple):
-    """Intensive teaching: an optimizer step of some peers on mixed images, before they teach.
-
-    For whole networks (no shared trunk) that all see the same augmentation; a method that
-    asks for it otherwise gets a `ValueError`.
+    ORC's intensive teaching is one. It is for whole networks (no shared trunk) that all see the
+    same augmentation; elsewhere it raises `ValueError`.
 
     Attributes:
-      pupils: who learns.
-      among: who ever can (known before compilation).
-      at_most: how many there can be at once.
+      learners: who takes the step.
+      among: who ever can; known before compilation.
+      at_most: how many can at once; known before compilation.
       mix: (λ, partner [B]): image b becomes λ x_b + (1−λ) x_partner[b].
       loss: logits [n, B, C] on the mixed images → losses [n].
     """
 
-    pupils: Bool[Array, " P"]
+    learners: Bool[Array, " P"]
     among: np.ndarray
     at_most: int
     mix: tuple[Any, Int[Array, " B"]]
     loss: Callable
 
 
-class Turn(NamedTuple):
-    """What the phase before the loss settles for this step.
+class Roles(NamedTuple):
+    """Who does what in this step: what the phase before the loss settles.
 
     Attributes:
-      learns: [P] bool, who takes a step from the loss; the others stay bit for bit.
-      promoted: [P] bool, who was given another role; None where roles are fixed.
-      plan: for the loss, whatever it needs to know.
+      learns: who takes a step from the loss; the others stay the same, bit for bit.
+      promoted: who was promoted to teacher in this step; None where roles are fixed.
+      learns_from: how much peer i (row) learns from peer j (column); None where the loss does
+        not ask.
       metrics: name → number or [P], logged as means over an epoch.
-      lesson: for teachers that learn before they teach.
+      update: for teachers that learn before they teach.
     """
 
     learns: Bool[Array, " P"]
-    promoted: Any = None
-    plan: Any = None
-    metrics: dict = {}  # noqa: RUF012 - never written to
-    lesson: Lesson | None = None
+    promoted: Bool[Array, " P"] | None = None
+    learns_from: Array | None = None
+    metrics: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    update: TeacherUpdate | None = None
+
+
+class Batch(NamedTuple):
+    """What a method sees of one step.
+
+    The gradient of the loss flows into every array of `outputs` and into the parameters behind
+    `own_output`.
+
+    Attributes:
+      outputs: of all peers. Each field has a leading peer axis, as `logits` [P, B, C]; where the
+        shapes of the peers differ (`features` of several architectures), it is a tuple with one
+        array a peer. A peer that has its pass "later" (see `Kind`), such as ORC's pivot before its
+        intensive teaching, has zeros.
+      labels: y; where two images are mixed, the label of the greater part.
+      soft_labels: how much each image is of each class, if labels are smoothed or images mixed.
+      epoch: epochs done, a whole number.
+      roles: what the method's phase settled; None in the phase itself and without one.
+      own_output: what the method's own network (`Method.own_network`) gives for this batch.
+      memory: what `Memory.first` or, since then, `Memory.renew` gave.
+    """
+
+    outputs: Outputs
+    labels: Int[Array, " B"]
+    soft_labels: Float[Array, "B C"] | None = None
+    epoch: Int[Array, ""] | int = 0
+    roles: Roles | None = None
+    own_output: Any = None
+    memory: Any = ()
+
+    @property
+    def logits(self) -> Float[Array, "P B C"]:
+        """The logits z of all peers."""
+        return self.outputs.logits
+
+    @property
+    def truth(self) -> Int[Array, " B"] | Float[Array, "B C"]:
+        """The target of cross-entropy: the soft labels if there are any, else the labels."""
+        return self.labels if self.soft_labels is None else self.soft_labels
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which role each position of the group plays; functions of (config, P).
+
+    Attributes:
+      titles: what each peer is called in tables.
+      kept: the peers that the training is for.
+      kinds: the `Kind` of each peer.
+    """
+
+    titles: Callable[[Any, int], list[str]] = lambda config, size: ["peer"] * size
+    kept: Callable[[Any, int], list[int]] = lambda config, size: list(range(size))
+    kinds: Callable[[Any, int], Sequence[Kind]] = lambda config, size: ["train"] * size
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs from the networks and their images.
+
+    Attributes:
+      shared_trunk: (config) → whether the peers are branches (last stage and head) of one trunk.
+      rescaled_trunk: whether the gradient that branches send into the trunk is divided by P.
+      auxiliary_heads: whether every network has two more heads while it trains.
+      own_augmentation: whether every peer sees its own crop and flip of the same images.
+    """
+
+    shared_trunk: Callable[[Any], bool] = lambda config: False
+    rescaled_trunk: bool = False
+    auxiliary_heads: bool = False
+    own_augmentation: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a method remembers from epoch to epoch, besides the parameters of its own network.
+
+    Attributes:
+      first: (config, P) → the first `Batch.memory`, arrays that the loss reads.
+      held_out: (config) → share of the training images that is kept aside for `renew`.
+      renew: (config, logits [P, N, C], labels [N]) → the memory for the next epoch, from the
+        held-out images in eval mode.
+    """
+
+    first: Callable[[Any, int], Any] = lambda config, size: ()
+    held_out: Callable[[Any], float] = lambda config: 0.0
+    renew: Callable | None = None
+
+
+class OrNone(NamedTuple):
+    """The default of a setting that may also be None."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -97,53 +163,35 @@ class Method:
 
     Attributes:
       settings: name → default of every setting.
-      loss: (config, batch) → the terms of the loss by name, each [P] (a term of every
-        peer's own loss) or a number (a term of the whole group's). Their sum is minimised.
-      phase: (config, batch, key) → `Turn`, before the loss; the batch is constant there.
-        Without one, all peers that are not frozen learn.
-      check: (config, networks) raises `UserError` where the settings make no sense for peers
-        of these networks.
-      describe: (config, P) → what each peer is, for the reader.
-      kept: (config, P) → the peers that the training is for.
-      kinds: (config, P) → for each peer "train" (one pass on the batch), "later" (none
-        before the phase: it gets a lesson there) or "frozen" (eval mode, never changes).
-      network: (config, P) → Flax module of the method's own parameters, called with a
-        `Batch`; what it returns is `Batch.own`.
-      shares_trunk: (config) → whether the peers are branches, the last stage and the head,
-        of one trunk.
-      rescale_trunk: the gradient that branches send into the trunk is divided by P.
-      auxiliary_heads: every network has two heads more while it trains.
-      own_augmentation: every peer sees its own crop and flip of the same images.
-      may_be_none: settings that can be None.
-      held_out: (config) → share of the training images kept for `renew`.
-      memory: (config, P) → the first `Batch.memory`, arrays that the loss reads.
-      renew: (config, logits [P, N, C], labels [N]) → the memory for the next epoch, from the
-        held-out images in eval mode.
+      loss: (config, batch) → the terms of the loss by name, each [P] (a term of every peer's own
+        loss) or a number (a term of the whole group's). Their sum is minimised.
+      phase: (config, batch, key) → `Roles`, before the loss; no gradient flows through it. Without
+        a phase, all peers that are not frozen learn.
+      check: (config, networks) raises `UserError` where the settings make no sense for peers of
+        these networks.
+      positions: who plays which role.
+      needs: what the method needs from the networks.
+      own_network: (config, P) → Flax module of the method's own parameters, called with a `Batch`;
+        what it returns is `Batch.own_output`.
+      memory: what the method remembers.
     """
 
-    settings: dict
-    loss: Callable
-    phase: Callable | None = None
-    check: Callable = lambda config, networks: None
-    describe: Callable = lambda config, size: ["peer"] * size
-    kept: Callable = lambda config, size: list(range(size))
-    kinds: Callable = lambda config, size: ["train"] * size
-    network: Callable | None = None
-    shares_trunk: Callable = lambda config: False
-    rescale_trunk: bool = False
-    auxiliary_heads: bool = False
-    own_augmentation: bool = False
-    may_be_none: tuple[str, ...] = ()
-    held_out: Callable = lambda config: 0.0
-    memory: Callable = lambda config, size: ()
-    renew: Callable | None = None
+    settings: dict[str, Any]
+    loss: Callable[[Any, Batch], dict[str, Any]]
+    phase: Callable[[Any, Batch, Any], Roles] | None = None
+    check: Callable[[Any, list[str]], None] = lambda config, networks: None
+    positions: Positions = field(default_factory=Positions)
+    needs: Needs = field(default_factory=Needs)
+    own_network: Callable | None = None
+    memory: Memory = field(default_factory=Memory)
 
     def defaults(self) -> ConfigDict:
-        """The settings as a fresh ConfigDict."""
+        """Return the settings as a fresh ConfigDict."""
         config = ConfigDict()
         for name, value in self.settings.items():
-            if name in self.may_be_none:
+            if isinstance(value, OrNone):
                 config[name] = config_dict.placeholder(object)
+                value = value.value
             config[name] = value
         return config
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from orc_jax import losses
 from orc_jax.errors import UserError
-from orc_jax.methods.method import Batch, Method, equal_networks, one_of
+from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networks, one_of
 from orc_jax.models.layers import dense
 
 
@@ -20,7 +20,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch):
-        features = jnp.stack(batch.features[:-1], axis=1)
+        features = jnp.stack(batch.outputs.features[:-1], axis=1)
         size = max(1, features.shape[-1] // 8)
         query = dense(size, "query", use_bias=False)(features)
         return query, dense(size, "key", use_bias=False)(features)
@@ -31,7 +31,7 @@ def loss(config, batch: Batch):
 
     m_i = Σ_j A_ij z_j, A = softmax_j(q_i · k_j) per image; gradient flows through both targets.
     """
-    z, (query, key) = batch.logits, batch.own
+    z, (query, key) = batch.logits, batch.own_output
     attention = jax.nn.softmax(jnp.einsum("bid,bjd->bij", query, key))
     targets = jnp.einsum("bij,jbc->ibc", attention, z[:-1])
     targets = jnp.concatenate([targets, z[:-1].mean(axis=0, keepdims=True)])
@@ -56,8 +56,10 @@ METHOD = Method(
     settings={"form": "branch", "temperature": 3.0, "alpha": 1.0, "ramp_epochs": 80},  # T, α, L
     loss=loss,
     check=check,
-    describe=lambda config, size: ["auxiliary peer"] * (size - 1) + ["group leader"],
-    kept=lambda config, size: [size - 1],
-    network=lambda config, size: Attention(),
-    shares_trunk=lambda config: config.form == "branch",
+    positions=Positions(
+        titles=lambda config, size: ["auxiliary peer"] * (size - 1) + ["group leader"],
+        kept=lambda config, size: [size - 1],
+    ),
+    needs=Needs(shared_trunk=lambda config: config.form == "branch"),
+    own_network=lambda config, size: Attention(),
 )

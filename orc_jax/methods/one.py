@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from orc_jax import losses
-from orc_jax.methods.method import Batch, Method, equal_networks
+from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networks
 from orc_jax.models.layers import dense
 
 
@@ -23,7 +23,9 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch):
-        x = dense(self.size, use_bias=False)(batch.trunk)  # the norm has the bias
+        x = dense(self.size, use_bias=False)(
+            batch.outputs.trunk[0]
+        )  # of all peers; the norm has the bias
         scale = self.param("scale", nn.initializers.ones, (self.size,))
         bias = self.param("bias", nn.initializers.zeros, (self.size,))
         return scale * jax.nn.standardize(x, axis=0, epsilon=1e-5) + bias
@@ -35,7 +37,7 @@ def loss(config, batch: Batch):
     Gradient flows through m: it trains the gate.
     """
     z = batch.logits
-    gate = jax.nn.softmax(jax.nn.relu(batch.own))  # g [B, P]
+    gate = jax.nn.softmax(jax.nn.relu(batch.own_output))  # g [B, P]
     ensemble = jnp.einsum("bp,pbc->bc", gate, z)
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {
@@ -49,7 +51,7 @@ METHOD = Method(
     settings={"temperature": 3.0, "alpha": 1.0, "ramp_epochs": 80},  # T, α, L
     loss=loss,
     check=lambda config, networks: equal_networks("one", networks),
-    describe=lambda config, size: ["branch"] * size,
-    network=lambda config, size: Gate(size),
-    shares_trunk=lambda config: True,
+    positions=Positions(titles=lambda config, size: ["branch"] * size),
+    needs=Needs(shared_trunk=lambda config: True),
+    own_network=lambda config, size: Gate(size),
 )

@@ -1,27 +1,185 @@
 """ORC: online role change (ICCV 2023, arXiv 2206.01186).
 
-Every iteration ranks the group, promotes the best students to temporary teachers, lets the
-teachers study what the students got wrong (intensive teaching), and then has them teach
-(private and group teaching). `pivot` is the position of the pivot teacher PT. Without one
-(`pivot=None`) the promoted peers are the teachers, and receive the intensive teaching.
+Every iteration, on a batch x_t with labels y_t:
 
-Switching a teaching off leaves plain cross-entropy to the networks that it was for.
-Everything here is about whole arrays: P peers, the global batch of B images, C classes.
+1. Rank: every network is evaluated on the batch, CE_i.            `phase`
+2. Feedback: students ask for the samples F that they got wrong.   `draw_feedback`
+3. Intensive teaching: the pivot teacher PT learns from batch
+   and feedback samples, mixed up, and takes its step.             `intensive_teaching`
+4. Role change: the k best students become temporary teachers TT.  `promote`
+5. Private teaching: PT teaches every TT.                          `assign`, `loss`
+6. Group teaching: PT and every TT teach the other students.       `assign`, `loss`
+7. Demotion: the next iteration ranks the students anew.           (nothing is kept)
+
+`config.pivot` is the position of PT in the group. Without a pivot (`pivot=None`) the promoted peers
+are the teachers, and they receive the intensive teaching. Switching a teaching off leaves plain
+cross-entropy to the networks that it was for.
+
+Arrays are whole: P peers, the global batch of B images, C classes.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from orc_jax import losses
 from orc_jax.errors import UserError
-from orc_jax.methods.feedback import draw_feedback
-from orc_jax.methods.method import Batch, Lesson, Method, Turn, one_of
+from orc_jax.methods.method import (
+    Batch,
+    Method,
+    OrNone,
+    Positions,
+    Roles,
+    TeacherUpdate,
+    one_of,
+)
+
+
+def phase(config, batch: Batch, key) -> Roles:
+    """Rank the group, change roles, and say what the teachers learn before they teach."""
+    role_key, feedback_key, mixup_key = jax.random.split(key, 3)
+    cross_entropy = losses.cross_entropy(batch.logits, batch.truth)
+    roles = assign(config, promote(config, cross_entropy.mean(axis=1), role_key))
+    if not config.intensive:
+        return roles
+    teachers = roles.promoted if config.pivot is None else is_pivot(config, len(cross_entropy))
+    wrong = batch.logits.argmax(axis=-1) != batch.labels
+    feedback, asker = draw_feedback(feedback_key, cross_entropy, wrong, ~teachers)
+    asked = (asker[:, None] == jnp.arange(len(cross_entropy))).mean(axis=0)
+    update = intensive_teaching(config, batch, jnp.asarray(teachers), feedback, mixup_key)
+    return roles._replace(update=update, metrics={"asked": asked})
+
+
+def feedback_share(
+    cross_entropy: Float[Array, " P"], asks: Bool[Array, " P"]
+) -> Float[Array, " P"]:
+    """The share of the feedback samples that each network asks for: softmax(CE)."""
+    return jax.nn.softmax(jnp.where(asks, cross_entropy, -jnp.inf))
+
+
+def draw_feedback(
+    key,
+    cross_entropy: Float[Array, "P B"],
+    wrong: Bool[Array, "P B"],
+    students: Bool[Array, " P"],
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """B feedback samples: positions in the batch, and for each the student that asked.
+
+    A slot goes to a student by its share, then to one of the samples that it got wrong,
+    uniformly. A student without errors passes its share on to the others. If nobody
+    erred, F is the batch from the highest loss down, and the asker is -1.
+    """
+    asker_key, sample_key = jax.random.split(key)
+    batch = wrong.shape[1]
+    errors = wrong.sum(axis=1)
+    asks = students & (errors > 0)
+    share = feedback_share(cross_entropy.mean(axis=1), asks)
+    asker = jax.random.categorical(asker_key, jnp.log(share), shape=(batch,))
+
+    wrong_first = jnp.argsort(~wrong, axis=1)
+    nth = jax.random.randint(sample_key, (batch,), 0, jnp.maximum(errors[asker], 1))
+    sample = wrong_first[asker, nth]
+
+    hardest = jnp.argsort(-jnp.sum(cross_entropy * students[:, None], axis=0))
+    anyone = asks.any()
+    return jnp.where(anyone, sample, hardest), jnp.where(anyone, asker, -1)
+
+
+def intensive_teaching(config, batch: Batch, teachers, feedback: Int[Array, " B"], key):
+    """L_I = λ H(y_t, PT(x̃)) + (1−λ) H(y_F, PT(x̃)), x̃ = λ x_t + (1−λ) x_F, λ ~ Beta(α, α).
+
+    Args:
+      config, batch: of the method.
+      teachers: [P] bool, who is taught.
+      feedback: positions of the samples F in the batch.
+      key: for λ.
+
+    Returns:
+      A `TeacherUpdate`.
+    """
+    lam = {
+        "mixup": jax.random.beta(key, config.mixup_alpha, config.mixup_alpha),
+        "feedback_only": 0.0,
+        "train_only": 1.0,
+    }[config.feedback]
+
+    def loss(logits):
+        on_batch = losses.cross_entropy(logits, batch.truth).mean(axis=-1)
+        on_feedback = losses.cross_entropy(logits, batch.truth[feedback]).mean(axis=-1)
+        return lam * on_batch + (1 - lam) * on_feedback
+
+    pivot = is_pivot(config, len(teachers))
+    return TeacherUpdate(
+        learners=teachers,
+        among=np.ones_like(pivot) if config.pivot is None else pivot,
+        at_most=config.num_temporary if config.pivot is None else 1,
+        mix=(lam, feedback),
+        loss=loss,
+    )
+
+
+def promote(config, cross_entropy: Float[Array, " P"], key) -> Bool[Array, " P"]:
+    """Choose the temporary teachers: the k students with the lowest cross-entropy.
+
+    As ablations: always the first k students ("fixed"), or k random ones ("random").
+    """
+    score = {
+        "rank": jnp.nan_to_num(cross_entropy, nan=jnp.finfo(jnp.float32).max),
+        "fixed": jnp.arange(len(cross_entropy), dtype=jnp.float32),
+        "random": jax.random.uniform(key, cross_entropy.shape),
+    }[config.promotion]
+    score = jnp.where(is_pivot(config, len(score)), jnp.inf, score)
+    return jnp.argsort(jnp.argsort(score)) < config.num_temporary
+
+
+def assign(config, promoted: Bool[Array, " P"]) -> Roles:
+    """Say who learns from whom: every TT from PT (private), the others from both (group)."""
+    pivot = jnp.array(is_pivot(config, len(promoted)))
+    student = ~(promoted | pivot)
+    private = promoted[:, None] & pivot[None, :] & config.private
+    group = student[:, None] & (promoted | pivot)[None, :] & config.group
+    teachers = promoted if config.pivot is None else pivot
+    # Intensive teaching is the step of those whom it teaches.
+    learns = ~teachers if config.intensive else jnp.ones_like(pivot)
+    return Roles(learns, promoted, learns_from=private | group)
+
+
+def loss(config, batch: Batch):
+    """Compute the loss of every peer: private or group teaching, or cross-entropy alone.
+
+    L_P = (1−β) CE_TT + β KD_T(TT, PT)
+    L_i = (1−β) CE_i  + β ( KD_T(S_i, PT) + Σ_TT KD_T(S_i, TT) )
+    """
+    logits, beta = batch.logits, config.beta
+    learns, promoted, learns_from = batch.roles[:3]
+    cross_entropy = losses.cross_entropy(logits, batch.truth).mean(axis=1)
+    if config.teaching == "individual":
+        pairs = losses.pairwise_kd(logits, config.temperature)
+        distillation = jnp.sum(learns_from * pairs, axis=1)
+    else:
+        weights = learns_from / jnp.maximum(learns_from.sum(axis=1, keepdims=True), 1)
+        ensemble = jnp.einsum("ij,jbc->ibc", weights, jax.lax.stop_gradient(logits))
+        distillation = losses.kd(logits, ensemble, config.temperature)
+
+    is_taught = learns_from.any(axis=1)
+    private, group = learns & is_taught & promoted, learns & is_taught & ~promoted
+    return {
+        "private_ce": private * (1 - beta) * cross_entropy,
+        "private_kd": private * beta * distillation,
+        "group_ce": group * (1 - beta) * cross_entropy,
+        "group_kd": group * beta * distillation,
+        "plain_ce": learns * ~is_taught * cross_entropy,
+    }
+
+
+def is_pivot(config, group_size: int) -> np.ndarray:
+    """Return [P] bool, true for the pivot teacher."""
+    return np.array([i == config.pivot for i in range(group_size)])
 
 
 def check(config, networks: list[str]) -> None:
-    """Raises `UserError` where the settings make no sense for a group of this size."""
+    """Raise `UserError` where the settings make no sense for a group of this size."""
     one_of(config, "teaching", ("individual", "ensemble"))
     one_of(config, "promotion", ("rank", "fixed", "random"))
     one_of(config, "feedback", ("mixup", "feedback_only", "train_only"))
@@ -42,108 +200,8 @@ def check(config, networks: list[str]) -> None:
         raise UserError(f"method.mixup_alpha is {config.mixup_alpha}, allowed: above 0")
 
 
-def is_pivot(config, group_size: int) -> np.ndarray:
-    """[P] bool, true for the pivot teacher."""
-    return np.array([i == config.pivot for i in range(group_size)])
-
-
-def phase(config, batch: Batch, key) -> Turn:
-    """Rank, promote, and say what the teachers learn before they teach."""
-    role_key, feedback_key, mixup_key = jax.random.split(key, 3)
-    logits, truth = batch.logits, batch.truth
-    pivot = is_pivot(config, len(logits))
-    cross_entropy = losses.cross_entropy(logits, truth)
-
-    promoted = promote(config, cross_entropy.mean(axis=1), role_key)
-    turn = assign(config, promoted)
-    if not config.intensive:
-        return turn
-
-    teachers = promoted if config.pivot is None else jnp.asarray(pivot)
-    wrong = logits.argmax(axis=-1) != batch.labels
-    feedback, asker = draw_feedback(feedback_key, cross_entropy, wrong, ~teachers)
-    lam = {
-        "mixup": jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha),
-        "feedback_only": 0.0,
-        "train_only": 1.0,
-    }[config.feedback]
-
-    def intensive_loss(logits):
-        """L_I = λ H(y_t, PT(x̃)) + (1−λ) H(y_F, PT(x̃)) of every teacher."""
-        on_batch = losses.cross_entropy(logits, truth).mean(axis=-1)
-        on_feedback = losses.cross_entropy(logits, truth[feedback]).mean(axis=-1)
-        return lam * on_batch + (1 - lam) * on_feedback
-
-    lesson = Lesson(
-        pupils=teachers,
-        among=np.ones_like(pivot) if config.pivot is None else pivot,
-        at_most=config.num_temporary if config.pivot is None else 1,
-        mix=(lam, feedback),
-        loss=intensive_loss,
-    )
-    asked = (asker[:, None] == jnp.arange(len(logits))).mean(axis=0)
-    return turn._replace(lesson=lesson, metrics={"asked": asked})
-
-
-def promote(config, cross_entropy: Float[Array, " P"], key) -> Bool[Array, " P"]:
-    """The k students with the lowest cross-entropy.
-
-    As ablations: always the first k students ("fixed"), or k random ones ("random").
-    """
-    score = {
-        "rank": jnp.nan_to_num(cross_entropy, nan=jnp.finfo(jnp.float32).max),
-        "fixed": jnp.arange(len(cross_entropy), dtype=jnp.float32),
-        "random": jax.random.uniform(key, cross_entropy.shape),
-    }[config.promotion]
-    score = jnp.where(is_pivot(config, len(score)), jnp.inf, score)
-    return jnp.argsort(jnp.argsort(score)) < config.num_temporary
-
-
-def assign(config, promoted: Bool[Array, " P"]) -> Turn:
-    """Private teaching: PT teaches every TT. Group teaching: PT and TT teach the others.
-
-    `Turn.plan` is who was promoted and [P, P] who learns (row) from whom (column).
-    """
-    pivot = jnp.array(is_pivot(config, len(promoted)))
-    student = ~(promoted | pivot)
-    private = promoted[:, None] & pivot[None, :] & config.private
-    group = student[:, None] & (promoted | pivot)[None, :] & config.group
-    teachers = promoted if config.pivot is None else pivot
-    # Teachers take their step from the intensive teaching instead.
-    learns = ~teachers if config.intensive else jnp.ones_like(pivot)
-    return Turn(learns, promoted, plan=(learns, promoted, private | group))
-
-
-def loss(config, batch: Batch):
-    """The loss of every peer: private teaching, group teaching, or cross-entropy alone.
-
-    L_P = (1−β) CE_TT + β KD_T(TT, PT)
-    L_i = (1−β) CE_i  + β ( KD_T(S_i, PT) + Σ_TT KD_T(S_i, TT) )
-    """
-    logits, (learns, promoted, teaches) = batch.logits, batch.plan
-    cross_entropy = losses.cross_entropy(logits, batch.truth).mean(axis=1)
-    if config.teaching == "individual":
-        pairs = losses.pairwise_kd(logits, config.temperature)
-        distillation = jnp.sum(teaches * pairs, axis=1)
-    else:
-        weights = teaches / jnp.maximum(teaches.sum(axis=1, keepdims=True), 1)
-        ensemble = jnp.einsum("ij,jbc->ibc", weights, jax.lax.stop_gradient(logits))
-        distillation = losses.kd(logits, ensemble, config.temperature)
-
-    is_taught = teaches.any(axis=1)
-    private, group = learns & is_taught & promoted, learns & is_taught & ~promoted
-    beta = config.beta
-    return {
-        "private_ce": private * (1 - beta) * cross_entropy,
-        "private_kd": private * beta * distillation,
-        "group_ce": group * (1 - beta) * cross_entropy,
-        "group_kd": group * beta * distillation,
-        "plain_ce": learns * ~is_taught * cross_entropy,
-    }
-
-
-def describe(config, size: int) -> list[str]:
-    """What to call each peer."""
+def titles(config, size: int) -> list[str]:
+    """Return what each peer is called."""
     if config.pivot is None:
         return ["peer"] * size
     return np.where(is_pivot(config, size), "pivot teacher", "student").tolist()
@@ -151,7 +209,7 @@ def describe(config, size: int) -> list[str]:
 
 METHOD = Method(
     settings={
-        "pivot": 0,  # position of the pivot teacher, or None
+        "pivot": OrNone(0),  # position of the pivot teacher, or None
         "num_temporary": 1,  # k
         "intensive": True,
         "private": True,
@@ -164,14 +222,15 @@ METHOD = Method(
         "beta": 0.5,  # β
         "mixup_alpha": 1.0,  # α
     },
-    may_be_none=("pivot",),
     loss=loss,
     phase=phase,
     check=check,
-    describe=describe,
-    kept=lambda config, size: np.flatnonzero(~is_pivot(config, size)).tolist(),
-    # A pivot that is taught first has its only pass on the batch afterwards.
-    kinds=lambda config, size: np.where(
-        is_pivot(config, size) & config.intensive, "later", "train"
-    ).tolist(),
+    positions=Positions(
+        titles=titles,
+        kept=lambda config, size: np.flatnonzero(~is_pivot(config, size)).tolist(),
+        # A pivot that is taught first has its only pass on the batch afterwards.
+        kinds=lambda config, size: np.where(
+            is_pivot(config, size) & config.intensive, "later", "train"
+        ).tolist(),
+    ),
 )

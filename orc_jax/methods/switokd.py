@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from orc_jax import losses
 from orc_jax.errors import UserError
-from orc_jax.methods.method import Batch, Method, Turn
+from orc_jax.methods.method import Batch, Method, Positions, Roles
 
 
 class Switch(NamedTuple):
@@ -43,7 +43,7 @@ def switch(
     return Switch(gap, delta, (gap > delta) & (t_label < s_label))
 
 
-def phase(config, batch: Batch, key) -> Turn:
+def phase(config, batch: Batch, key) -> Roles:
     """Sets the switches; a teacher that is paused by all of its students does not learn."""
     count, size = config.teachers, len(batch.logits)
     found = switch(batch.logits[:count], batch.logits[count:], batch.truth)
@@ -59,12 +59,12 @@ def phase(config, batch: Batch, key) -> Turn:
         for t in range(count)
         for s in range(size - count)
     }
-    return Turn(learns, plan=(learns, weights), metrics=metrics)
+    return Roles(learns, learns_from=weights, metrics=metrics)
 
 
 def loss(config, batch: Batch):
     """CE_i + Σ_j KL(p_j ‖ p_i) over those whom i learns from; targets are constant."""
-    learns, weights = batch.plan
+    learns, weights = batch.roles.learns, batch.roles.learns_from
     pairs = losses.pairwise_kd(batch.logits, config.temperature)
     return {
         "ce": learns * losses.cross_entropy(batch.logits, batch.truth).mean(axis=1),
@@ -86,6 +86,8 @@ METHOD = Method(
     loss=loss,
     phase=phase,
     check=check,
-    describe=lambda c, size: ["teacher"] * c.teachers + ["student"] * (size - c.teachers),
-    kept=lambda c, size: list(range(c.teachers, size)),
+    positions=Positions(
+        titles=lambda c, size: ["teacher"] * c.teachers + ["student"] * (size - c.teachers),
+        kept=lambda c, size: list(range(c.teachers, size)),
+    ),
 )

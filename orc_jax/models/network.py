@@ -1,4 +1,4 @@
-"""What every network is: stem → stages → head, and can be run up to a stage and on from it."""
+"""What every network is: stem → stages → head."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,21 +6,27 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 
 @flax.struct.dataclass
 class Outputs:
-    """What a network, or the part of one, gives for images.
+    """What a network gives for a batch of images.
+
+    A method sees the outputs of all peers as one `Outputs`, see `orc_jax.methods.method.Batch`.
+    A field that is added here reaches every method, and its gradient every network, as it is.
 
     Attributes:
       logits: [B, C].
       features: [B, D], what the classifier sees.
+      trunk: [B, D'], what the last stage sees, averaged over height and width.
       auxiliary: [B, H, C], logits of the auxiliary heads; None without them.
     """
 
     logits: Any
-    features: Any
+    features: Any = None
+    trunk: Any = None
     auxiliary: Any = None
 
 
@@ -94,24 +100,27 @@ class Auxiliary(nn.Module):
 class Network(nn.Module):
     """A classifier in parts, each a module called as `part(x, train)`.
 
-    `train=True` normalises by the batch's statistics and updates the running ones
-    (collection `batch_stats`, which must then be mutable).
+    `train=True` normalises by the batch's statistics and updates the running ones (collection
+    `batch_stats`, which must then be mutable).
 
     Attributes:
       stem: images [B, H, W, channels] → activations.
-      stages: activations → activations. The last one and the head are what a branch is.
+      stages: activations → activations. The stem and all stages but the last are the trunk; the
+        last stage and the head are what a branch consists of.
       head: activations → (logits [B, C], features [B, D]).
-      auxiliary: the heads besides its own that it can have; their variables exist only where
-        `with_auxiliary` was initialised.
+      auxiliary: the heads besides its own that the network can have. Their variables exist only
+        where it was initialised with `auxiliary=True`.
+      trunk_gradient: factor of the gradient that the last stage sends into the trunk.
     """
 
     stem: nn.Module
     stages: Sequence[nn.Module]
     head: nn.Module
     auxiliary: Sequence[Auxiliary] = ()
+    trunk_gradient: float = 1.0
 
     def rematerialised(self) -> "Network":
-        """The same network, which keeps only the blocks' outputs for its backward pass."""
+        """Return the same network, keeping only the blocks' outputs for its backward pass."""
 
         def stages_of(module):
             return [part.clone(remat=True) for part in module.stages]
@@ -120,37 +129,50 @@ class Network(nn.Module):
         return self.clone(stages=stages_of(self), auxiliary=auxiliary)
 
     def __call__(self, images, train: bool):
-        """Logits [B, C] of images [B, H, W, channels]."""
-        return self.whole(images, train).logits
+        """Compute the logits [B, C] of images [B, H, W, channels]."""
+        return self.outputs(images, train).logits
 
-    def whole(self, images, train: bool) -> Outputs:
-        """Logits and features of images."""
-        return self.branch(self.trunk(images, train), train)
+    def outputs(self, images, train: bool, auxiliary: bool = False) -> Outputs:
+        """Compute all that a method may read.
 
-    def trunk(self, images, train: bool):
-        """What the last stage sees: everything before it."""
-        x = self.stem(images, train)
+        Args:
+          images: [B, H, W, channels].
+          train: see the class.
+          auxiliary: whether the auxiliary heads answer too.
+        """
+        # The stem's output, then every stage's.
+        activations = [self.stem(images, train)]
         for part in self.stages[:-1]:
-            x = part(x, train)
+            activations.append(part(activations[-1], train))
+        trunk = activations[-1]
+        last = self.stages[-1](scaled_gradient(trunk, self.trunk_gradient), train)
+        logits, features = self.head(last, train)
+        heads = None
+        if auxiliary:
+            activations.append(last)
+            answers = [head(activations[1 + head.after], train) for head in self.auxiliary]
+            heads = jnp.stack(answers, axis=1)
+        return Outputs(logits, features, trunk.mean(axis=(1, 2), dtype=jnp.float32), heads)
+
+    def last_stage(self, images):
+        """Compute the output of the last stage in eval mode, [B, h, w, D]."""
+        x = self.stem(images, False)
+        for part in self.stages:
+            x = part(x, False)
         return x
 
-    def branch(self, x, train: bool) -> Outputs:
-        """The last stage and the head, on from `trunk`."""
-        return Outputs(*self.head(self.stages[-1](x, train), train))
+    def trunk_keys(self) -> set[str]:
+        """Return the top-level names of the trunk's variables."""
+        return {"stem"} | {f"stages_{i}" for i in range(len(self.stages) - 1)}
 
-    def with_auxiliary(self, images, train: bool) -> Outputs:
-        """`whole` with the auxiliary heads."""
-        x, at_stage = self.stem(images, train), []
-        for part in self.stages:
-            x = part(x, train)
-            at_stage.append(x)
-        logits, features = self.head(x, train)
-        more = [head(at_stage[head.after], train) for head in self.auxiliary]
-        return Outputs(logits, features, jnp.stack(more, axis=1))
 
-    def branch_keys(self) -> set[str]:
-        """Names of the variables that belong to `branch`; the others are the trunk's."""
-        return {f"stages_{len(self.stages) - 1}", "head"}
+def scaled_gradient(x, factor: float):
+    """Return x; multiply the gradient that flows back through it by a factor."""
+    if factor == 1:
+        return x
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, None), lambda _, gradient: (factor * gradient,))
+    return identity(x)
 
 
 def auxiliary_heads(stages: Sequence[Stage], head: nn.Module) -> tuple[Auxiliary, ...]:

@@ -131,7 +131,7 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
 
 
 def _best(config, variables, tested) -> int:
-    kept = methods.get(config.method.name).kept(config.method, len(variables))
+    kept = methods.get(config.method.name).positions.kept(config.method, len(variables))
     if len(kept) == 1:
         return kept[0]
     if not tested:

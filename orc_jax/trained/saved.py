@@ -18,6 +18,8 @@ from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.processes import barrier, is_main
 from orc_jax.trained import torch_weights
 
+PARTS = ("members", "trunk")  # of a `StackState`
+
 
 def save(directory: str | Path, variables, description: dict) -> None:
     """Saves a network, all of it or nothing; an older one there is replaced.
@@ -135,7 +137,12 @@ def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
         step = checkpoints.step(which)
         stacks = checkpoints.restore_arrays(step)["stacks"]
     layout = peers.layout(config, methods.get(config.method.name))
-    states = [peers.StackState(stack["params"], stack["stats"], None) for stack in stacks]
+    states = [
+        peers.StackState(
+            *(peers.Variables(stack[part]["params"], stack[part]["stats"], None) for part in PARTS)
+        )
+        for stack in stacks
+    ]
     everyone = range(len(config.peers))
     return step, [peers.plain_variables(layout, states, peer) for peer in everyone]
 

@@ -8,7 +8,7 @@ from orc_jax.insight.report.html import grid
 def curves(one: Findings) -> str:
     """Accuracy and loss of every peer over the epochs."""
     found, config = [], one.setup.config
-    kinds = one.setup.method.kinds(config.method, len(config.peers))
+    kinds = one.setup.method.positions.kinds(config.method, len(config.peers))
     for split, label in (("test", "Test"), ("train", "Training")):
         records = [record for record in one.records if split in record]
         if not records:
