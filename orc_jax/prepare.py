@@ -112,7 +112,7 @@ def prepare(config, data: tuple | None = None) -> Setup:
             f"{dataset.image_shape[0]}×{dataset.image_shape[1]}"
         )
     for i, peer in enumerate(config.peers):
-        smallest = models.NETWORKS[peer.model].smallest
+        smallest = models.entry(peer.model).smallest
         if min(dataset.image_shape[:2]) < smallest:
             height, width, _ = dataset.image_shape
             raise UserError(

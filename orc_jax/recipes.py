@@ -8,6 +8,7 @@ from typing import NamedTuple
 from orc_jax import config as configs
 from orc_jax import models
 from orc_jax.errors import UserError, unknown
+from orc_jax.extension import is_import_name
 
 
 class Recipe(NamedTuple):
@@ -29,7 +30,9 @@ class Recipe(NamedTuple):
 
 
 def build(file: str, recipes: dict[str, Recipe], preset: str):
-    """The config of a preset, "NAME" or "NAME:NETWORK,NETWORK,…" for other networks.
+    """Build the config of a preset: "NAME", or "NAME:NETWORK,NETWORK,…" for other networks.
+
+    NAME is one of the recipes, or "package.module:METHOD" for a method of your own.
 
     Args:
       file: the config file, for error messages.
@@ -40,9 +43,16 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
       UserError: there is no such preset.
     """
     name, _, networks = preset.partition(":")
-    if name not in recipes:
+    if "." in name:
+        attribute, _, networks = networks.partition(":")
+        name = f"{name}:{attribute}"
+    if is_import_name(name):
+        # A method from outside: the networks and settings of independent training.
+        recipe = recipes["ind"]._replace(method=name)
+    elif name in recipes:
+        recipe = recipes[name]
+    else:
         raise unknown(f"preset of {file}", name, recipes)
-    recipe = recipes[name]
     given = networks.split(",") if networks else recipe.networks
     if not all(given):
         raise UserError(f"{file}:{preset} has an empty network name")

@@ -220,7 +220,7 @@ def test_a_paused_peer_stays_bit_for_bit():
 def test_a_trunk_stays_bit_for_bit_where_no_branch_learns():
     setup, state, _, _ = build(tiny_config(("pixels",) * 3, "one"))
     (stack,), (before,) = setup.group.stacks, state.stacks
-    grads = before.trunk.params, before.members.params
+    grads = jax.tree.map(jnp.ones_like, (before.trunk.params, before.members.params))
     stats = before.trunk.stats, before.members.stats
     for learns in (jnp.zeros(3, bool), jnp.array([False, True, False])):
         after = passes.update(stack, before, grads, stats, state.step, learns)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from orc_jax.errors import UserError, unknown
+from orc_jax.extension import import_name, is_import_name
 from orc_jax.models import (
     densenet,
     mobilenet,
@@ -121,17 +122,63 @@ NETWORKS = {
 }
 
 
+def register(
+    name: str,
+    build: Callable[[int, Callable], Network],
+    torch_names: Sequence[tuple] = (),
+    size: int = 32,
+    smallest: int = 8,
+) -> None:
+    """Add a network of your own, for this process, under a name that configs can use.
+
+    A config that other commands (evaluate, export, report) read names it as
+    "package.module:build" instead, which they import by themselves.
+
+    Args:
+      name: as it is written in configs.
+      build: (num_classes, constructor of a batch norm layer) → network.
+      torch_names, size, smallest: see `Entry`.
+
+    Raises:
+      UserError: the name is taken.
+    """
+    if name in NETWORKS and NETWORKS[name].build is not build:
+        raise UserError(f"there is a network {name!r} already: choose another name")
+    NETWORKS[name] = Entry(build, torch_names, size=size, smallest=smallest)
+
+
+def entry(name: str) -> Entry:
+    """Return what the registry says of a network, or an entry for "package.module:build".
+
+    Args:
+      name: in the spelling of `canonical`.
+
+    Raises:
+      UserError: nothing can be imported there, or not a function or `Entry`.
+    """
+    if not is_import_name(name):
+        return NETWORKS[name]
+    found = import_name("network", name)
+    if not callable(found) and not isinstance(found, Entry):
+        raise UserError(
+            f"the network {name!r} is of type {type(found).__name__}, expected a function "
+            "(num_classes, norm) → network"
+        )
+    return found if isinstance(found, Entry) else Entry(found, torch_names=())
+
+
 def canonical(name: str) -> str:
-    """The registry's spelling of a network's name: ResNet-56 → resnet56, WRN-40-2 → wrn_40_2.
+    """Return the registry's spelling of a network's name: ResNet-56 → resnet56.
 
     Case does not count, nor do the separators "-", "_", "." and space except between digits,
-    nor the longer forms WideResNet, ShuffleNet and OKDDip's densenetd40k12.
+    nor the longer forms WideResNet (WRN-40-2 is wrn_40_2), ShuffleNet and OKDDip's densenetd40k12.
+    "package.module:build" stays as it is.
 
     Raises:
       UserError: there is none, or two that differ in nothing else (ResNet-18: resnet18 and
         ResNet18).
     """
-    if name in NETWORKS:
+    if name in NETWORKS or is_import_name(name):
         return name
     for spelling in (_plain(name), _short(_plain(name))):
         found = [known for known in NETWORKS if _plain(known) == spelling]
@@ -139,7 +186,7 @@ def canonical(name: str) -> str:
             raise UserError(f"the network {name!r} may be {' or '.join(found)}: write which")
         if found:
             return found[0]
-    raise unknown("network", name, NETWORKS)
+    raise unknown("network", name, [*NETWORKS, "package.module:build"])
 
 
 def _plain(name):
@@ -158,16 +205,22 @@ def _short(name):
 
 
 def create(name: str, num_classes: int, batch_axes: Sequence[str] | None = None) -> Network:
-    """The network of this name.
+    """Build the network of this name.
 
     Args:
-      name: a key of `NETWORKS`, or a spelling of one.
+      name: a key of `NETWORKS`, a spelling of one, or "package.module:build".
       num_classes: outputs C.
       batch_axes: mesh axes over which batch norm takes its statistics, or None for the
         images at hand alone.
 
     Raises:
-      UserError: there is no network of this name.
+      UserError: there is no network of this name, or what is built is none.
     """
     norm = partial(BatchNorm, axis_name=batch_axes)
-    return NETWORKS[canonical(name)].build(num_classes, norm)
+    network = entry(canonical(name)).build(num_classes, norm)
+    if not isinstance(network, Network):
+        raise UserError(
+            f"the network {name!r} is of type {type(network).__name__}, expected "
+            "orc_jax.models.network.Network"
+        )
+    return network

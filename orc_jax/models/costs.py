@@ -49,5 +49,5 @@ def latency(name: str, repetitions: int = 30) -> float:
 
 def _usual(name):
     """The network with the classes, and an image of the size, that are usual for it."""
-    size = models.NETWORKS[name].size
+    size = models.entry(name).size
     return models.create(name, CLASSES[size]), jnp.zeros((1, size, size, 3))

@@ -122,7 +122,7 @@ def torch(chosen: TrainedNetworks) -> bytes:
     if chosen.peer == "ensemble":
         raise Unavailable("an ensemble is no network of PyTorch's: export its peers one by one")
     (network,), (variables,) = chosen.networks, chosen.variables
-    if not models.NETWORKS[network].torch_names:
+    if not models.entry(network).torch_names:
         raise Unavailable(f"{network} has no PyTorch program")
     return _safetensors(torch_weights.torch_tensors(network, variables), "pt")
 

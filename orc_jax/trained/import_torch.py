@@ -55,7 +55,7 @@ def import_torch(
         )
     model = models.canonical(model)
     network = models.create(model, num_classes)
-    smallest, size = models.NETWORKS[model].smallest, size or models.NETWORKS[model].size
+    smallest, size = models.entry(model).smallest, size or models.entry(model).size
     if size < smallest:
         raise UserError(f"size is {size}, allowed for {model}: {smallest} or more")
     images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)

@@ -99,7 +99,7 @@ def torch_name(network: str, path: tuple[str, ...]) -> str:
       path: keys from the collection's root to the leaf.
     """
     name = ".".join(path[:-1]) + "."
-    for pattern, replacement in models.NETWORKS[network].torch_names:
+    for pattern, replacement in models.entry(network).torch_names:
         name = re.sub(pattern, replacement, name)
     return name + _LEAVES[path[-1]]
 
@@ -137,7 +137,7 @@ def convert(tensors: dict[str, np.ndarray], network: str, template):
     Raises:
       UserError: a tensor is missing, left over or of the wrong shape.
     """
-    extra = re.compile(rf"{models.NETWORKS[network].torch_extra}|.*num_batches_tracked$")
+    extra = re.compile(rf"{models.entry(network).torch_extra}|.*num_batches_tracked$")
     used, faults = set(), []
 
     def take(path, leaf):
