@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["orc_jax", "orc_jax.*"]),
-    package_data={"orc_jax": ["py.typed"]},
+    package_data={"orc_jax": ["py.typed", "insight/report/templates/*"]},
     entry_points={"console_scripts": ["orc-jax = orc_jax.__main__:main"]},
     install_requires=[
         "absl-py",
@@ -35,12 +35,13 @@ setup(
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources"],
         "torch": ["torch>=2.6"],
         "bench": ["torch>=2.6"],
-        "plots": ["matplotlib>=3.9"],
+        "plots": ["jinja2>=3.1", "matplotlib>=3.9"],
         "test": [
             "array_record",
             "flatbuffers",
             "hypothesis",
             "importlib_resources",
+            "jinja2>=3.1",
             "matplotlib>=3.9",
             "onnx>=1.20",
             "onnx-ir>=0.2",

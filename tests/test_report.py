@@ -1,9 +1,13 @@
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from html import escape, unescape
+from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +17,8 @@ from conftest import run_command
 import orc_jax
 from configs import digits
 from orc_jax.errors import UserError
-from orc_jax.insight.report import findings, history, plots
+from orc_jax.insight import figures
+from orc_jax.insight.report import findings, history, page, plots, writing
 from orc_jax.insight.report.writing import report
 from orc_jax.runtime import metrics
 
@@ -62,17 +67,57 @@ def test_answers_of_peers_and_ensemble_by_hand():
     assert not found.top5.any()
 
 
+def draw(figure) -> str:
+    return writing.environment().get_template(figure.template).render(figure=figure)
+
+
 def test_plots_of_what_is_rare():
     """One epoch, values that are not finite, a thousand classes, names with HTML in them."""
-    plot = plots.lines("a < b", [3], {"<b>": [1.0], "c": [float("nan")]}, [0, 1])
+    plot = draw(plots.lines("a < b", [3], {"<b>": [1.0], "c": [float("nan")]}, [0, 1]))
     assert "nan" not in plot and "<b>" not in plot and "&lt;b&gt;" in plot
-    plot = plots.stacked("shares", [1], {"none": [0.0]}, [0])
+    assert plot.count("<circle") == 1
+    plot = draw(plots.stacked("shares", [1], {"none": [0.0]}, [0]))
     assert "nan" not in plot
     nobody = {"promoted": [0.0, 0.0], "asked": [0.0, 1.0], "learned": [1.0, 1.0]}
-    one = SimpleNamespace(titles=["a", "b"], records=[{"epoch": 1, "train": nobody}])
-    shown = history.roles(one)
-    assert "Share of promotions" not in shown and "asked for" in shown
-    assert len(plots.matrix("many", np.eye(1000, dtype=int), ["x"] * 1000)) < 30_000
+    run = SimpleNamespace(titles=["a", "b"], records=[{"epoch": 1, "train": nobody}])
+    titles = [plot.title for plot in history.roles(run)]
+    assert titles == ["Share of the feedback samples asked for"]
+    assert len(draw(plots.matrix("many", np.eye(1000, dtype=int), ["x"] * 1000))) < 30_000
+
+
+def test_ticks_are_round_numbers_within_the_axis():
+    assert plots.Scale(0, 100, 0, 1).ticks == [0, 20, 40, 60, 80, 100]
+    assert plots.Scale(0.31, 0.52, 0, 1).ticks == [0.35, 0.4, 0.45, 0.5]
+    assert plots.Scale(1, 3, 0, 1, least=1).ticks == [1, 2, 3]
+    assert plots.Scale(5, 5, 0, 1).ticks == [5]
+
+
+@pytest.mark.parametrize(
+    "colours, background", [(figures.COLOURS, "#f5f6f8"), (figures.COLOURS_ON_DARK, "#1d2229")]
+)
+def test_ten_colours_differ_and_stand_out(colours, background):
+    """Also to the colour-blind: simulated as by Machado et al. 2009, severity 1."""
+
+    def linear(colour):
+        levels = np.array(list(bytes.fromhex(colour[1:]))) / 255
+        return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+
+    def oklab(rgb):
+        lms = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+        lab = [[0.2105, 0.7936, -0.0041], [1.978, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+        return np.array(lab) @ np.cbrt(np.array(lms) @ np.clip(rgb, 0, 1))
+
+    normal = np.eye(3)
+    protan = [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0993], [-0.0039, -0.0481, 1.0520]]
+    deutan = [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9690]]
+    assert len(colours) == 10
+    for vision in (normal, protan, deutan):
+        seen = [oklab(np.array(vision) @ linear(colour)) for colour in colours]
+        distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+        assert min(distances) >= 0.1
+    for colour in colours:
+        levels = sorted(linear(c) @ [0.2126, 0.7152, 0.0722] for c in (colour, background))
+        assert (levels[1] + 0.05) / (levels[0] + 0.05) >= 3  # WCAG's contrast of graphics
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +164,67 @@ def test_the_page_has_everything_and_needs_nothing(html):
         assert title in titles
     assert text.count("<td>0 pixels_wide, pivot teacher</td>") == 2
     assert "<tr><td>epochs</td><td>2</td></tr>" in text
+
+
+class Outline(HTMLParser):
+    """The tags and attribute names of a page, and apart from them its texts and values."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, [name for name, _ in attrs]))
+        self.texts += [value or "" for _, value in attrs]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_no_name_can_add_markup(runs):
+    """Whatever work directories, data sets, classes, networks and loss terms are called."""
+    run = findings.find(runs[0], "last", "")
+
+    def rendered(suffix):
+        config = run.setup.config.copy_and_resolve_references()
+        config.data.name += suffix
+        classes = tuple(f"{i}{suffix}" for i in range(10))
+        records = json.loads(json.dumps(run.records))
+        for record in records:
+            share = record["train"]["term_share"]
+            record["train"]["term_share"] = {name + suffix: x for name, x in share.items()}
+        peers = [peer._replace(title=f"{i}{suffix}") for i, peer in enumerate(run.subject.peers)]
+        dataset = run.setup.dataset._replace(class_names=classes)
+        renamed = run._replace(
+            workdir=Path(f"runs{suffix}"),
+            setup=run.setup._replace(dataset=dataset, config=config),
+            records=records,
+            subject=run.subject._replace(peers=peers, class_names=classes),
+        )
+        context = page.context([renamed])
+        context["runs"] *= 2  # so that there is an overview
+        return writing.environment().get_template("page.html").render(context)
+
+    harmless = " of a harmless name"
+    hostile = """<script>alert(1)</script>&"'</style></title>"""
+    expected, attacked = Outline(rendered(harmless)), Outline(rendered(hostile))
+    assert attacked.tags == expected.tags
+    hit = [
+        text.replace('\\"', '"')  # as JSON, the configuration has it so
+        for place, text in zip(expected.texts, attacked.texts, strict=True)
+        if harmless in place
+    ]
+    assert len(hit) > 100 and all(hostile in text for text in hit)
+
+
+def test_all_markup_is_in_templates():
+    """Where every value is escaped, which nothing switches off."""
+    folder = Path(writing.__file__).parent
+    for file in folder.glob("*.py"):
+        assert not re.search(r"<\w|</|\bescape\(|Markup", file.read_text()), file.name
+    for file in folder.glob("templates/*"):
+        assert not re.search(r"\bsafe\b|autoescape", file.read_text()), file.name
 
 
 # Looks at the page as a reader does, and leaves what it saw in the page.
@@ -227,6 +333,13 @@ def test_a_run_without_a_finished_epoch_has_a_page_too(runs, tmp_path):
     assert "No epoch is finished yet" in (tmp_path / "report.html").read_text()
     with pytest.raises(UserError, match=r"cannot write .*: No such file or directory"):
         report([str(records)], tmp_path / "absent" / "report.html")
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    writing.environment.cache_clear()
+    with pytest.raises(UserError, match=r"the report needs Jinja2: pip install -e '.\[plots\]'"):
+        report([str(tmp_path)], tmp_path / "report.html")
 
 
 def test_mistakes_get_one_line(tmp_path):

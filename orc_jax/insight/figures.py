@@ -4,8 +4,18 @@ import numpy as np
 
 from orc_jax.errors import UserError
 
-# Okabe & Ito (2008): told apart by colour-blind readers too. A peer keeps its colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+# A peer keeps its colour. Any two of the ten differ by at least 0.1 in Oklab to readers with normal
+# vision, protanopia or deuteranopia (simulated as by Machado et al. 2009), and each has a contrast
+# of at least 3 to its background.
+COLOURS = (
+    *("#1a57d0", "#c53310", "#339e7a", "#8e6baa", "#cd7911"),
+    *("#0b8ffe", "#4c6267", "#4400a5", "#732608", "#28365b"),
+)
+COLOURS_ON_DARK = (
+    *("#659bff", "#ff7900", "#50e6a9", "#cb6fbb", "#ffc227"),
+    *("#93d2ff", "#aaa383", "#894ae7", "#bf4903", "#d0067d"),
+)
+INK = "#808790"  # of text that is read on white and on black
 COLUMNS = 5
 MAP, OPAQUE = "inferno", 0.6  # colours of heat, and how much they cover of the image
 
@@ -47,12 +57,22 @@ def overlays(title: str, pixels: np.ndarray, captions: list[str], heat: list[np.
         panel.set_axis_off()
     picture = pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1)
     texts, maps = [title, *captions], [None, *heat]
-    for panel, text, one in zip(axes, texts, maps, strict=False):
+    for panel, text, heat_map in zip(axes, texts, maps, strict=False):
         panel.set_title(text, fontsize=8)
         panel.imshow(picture)
-        if one is not None:
-            panel.imshow(one, cmap=MAP, alpha=OPAQUE, vmin=0, vmax=1, interpolation="bilinear")
+        if heat_map is not None:
+            over = {"alpha": OPAQUE, "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
+            shown = panel.imshow(heat_map, cmap=MAP, **over)
+    if heat:
+        figure.colorbar(shown, ax=axes.tolist(), shrink=0.6, aspect=15 * rows, label="heat")
     return figure
+
+
+def heat_colours(count: int = 9) -> list[str]:
+    """The colours of heat from 0 to 1, in equal steps, as "#rrggbb"."""
+    from matplotlib import colormaps, colors
+
+    return [colors.to_hex(rgba) for rgba in colormaps[MAP](np.linspace(0, 1, count))]
 
 
 def blend(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -61,30 +81,41 @@ def blend(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (OPAQUE * 255 * colours[..., :3] + (1 - OPAQUE) * pixels).astype(np.uint8)
 
 
-def surfaces(title: str, captions: list[str], heat: list[np.ndarray]):
+def surfaces(title: str, captions: list[str], heat: list[np.ndarray], ink: str = "black"):
     """The heat maps of all peers as surfaces over the image's plane, in one plot.
 
     Args:
       title: above the plot.
       captions: of each surface.
       heat: [H, W] of each, 0 to 1.
+      ink: colour of text and axes.
     """
     figure = new(4.8, 4.4 + 0.2 * len(heat))
-    axes = figure.add_subplot(projection="3d")
+    from matplotlib import rc_context
+    from matplotlib.patches import Patch
+
+    with rc_context({"grid.color": INK + "60"}):  # read when the axes are made
+        axes = figure.add_subplot(projection="3d")
     rows, columns = heat[0].shape
     x, y = np.meshgrid(np.arange(columns), np.arange(rows))
-    for peer, one in enumerate(heat):
-        axes.plot_surface(x, y, one, color=colour(peer), alpha=0.45, edgecolor="none")
-    axes.set(xlabel="x", ylabel="y", zlim=(0, 1), title=title)
+    for peer, heat_map in enumerate(heat):
+        axes.plot_surface(x, y, heat_map, color=colour(peer), alpha=0.55, edgecolor="none")
+    axes.set(xlabel="x", ylabel="y", zlim=(0, 1))
+    axes.set_title(title, color=ink)
     axes.set_zlabel("heat", labelpad=8)
     axes.set_box_aspect(None, zoom=0.82)  # the layout has no eye for the z axis's label
     axes.invert_yaxis()  # rows count downwards, as in the image
-    from matplotlib.patches import Patch
-
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_pane_color((0, 0, 0, 0))
+        axis.set_tick_params(colors=ink)
+        axis.label.set_color(ink)
+        axis.line.set_color(ink)
     names = [caption.replace("\n", ", ") for caption in captions]
     figure.legend(
         handles=[Patch(color=colour(i), alpha=0.6, label=name) for i, name in enumerate(names)],
         loc="outside lower center",
         fontsize=10,
+        labelcolor=ink,
+        frameon=False,
     )
     return figure

@@ -1,221 +1,239 @@
-"""The page: what was found about each run, section by section, as HTML."""
+"""Gather what templates/page.html shows, as plain data; a section's data has a function's name."""
 
+import base64
 import io
 import json
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from orc_jax import config as configs
 from orc_jax.insight import figures, gradcam
 from orc_jax.insight.inspect import of_test
 from orc_jax.insight.report import findings, history, plots
 from orc_jax.insight.report.findings import Findings
-from orc_jax.insight.report.html import figure, grid, table, thumbnail, uri
-from orc_jax.insight.report.style import STYLE
 
 EXAMPLES = 3  # images of a pair of classes
 LOOKS = 4  # images that Grad-CAM is shown for
 PAIRS = 6  # of classes
 FILLED_IN = ("data.class_names", "data.streamed")  # settings that are not the user's
+SMALL = 100  # pixels, below which an image is shown with sharp pixels
 
 
-def page(runs: list[Findings]) -> str:
-    """The whole file."""
-    title = "Report: " + ", ".join(str(one.workdir) for one in runs)
-    several = overview(runs) if len(runs) > 1 else ""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{escape(title)}</h1>{several}"
-        f"{''.join(section(i, one) for i, one in enumerate(runs))}</main></body></html>\n"
-    )
+class Table(NamedTuple):
+    """A table, whose numbers stand to the right.
+
+    Attributes:
+      head, rows: cells.
+      numbers_from: the first column of numbers.
+    """
+
+    head: list[str]
+    rows: list[list[str]]
+    numbers_from: int = 1
 
 
-def overview(runs: list[Findings]) -> str:
-    """The runs side by side: what they kept."""
+class Thumbnail(NamedTuple):
+    """An image, as a data URI, with a text below; `sharp` if its pixels are to be seen."""
+
+    source: str
+    alt: str
+    text: str = ""
+    sharp: bool = False
+
+
+class Gallery(NamedTuple):
+    """Images as a figure: small ones in a row and perhaps a plot below."""
+
+    title: str
+    thumbnails: list[Thumbnail]
+    below: Thumbnail | None = None
+
+    template, unit, text = "gallery.html", "", ""
+
+
+def context(runs: list[Findings]) -> dict:
+    """Gather everything that page.html shows."""
+    return {
+        "title": "Report: " + ", ".join(str(run.workdir) for run in runs),
+        "colours": {"light": figures.COLOURS, "dark": figures.COLOURS_ON_DARK},
+        "heat": figures.heat_colours(),
+        "overview": overview(runs),
+        "runs": [sections(run) for run in runs],
+    }
+
+
+def sections(run: Findings) -> dict:
+    """Gather everything about a run."""
+    return {
+        "workdir": str(run.workdir),
+        "config": run.setup.config,
+        "epoch": epoch(run),
+        "test_images": len(run.answers.labels),
+        "classes": run.setup.dataset.num_classes,
+        "networks": networks(run),
+        "configuration": configuration(run),
+        "curves": history.curves(run),
+        "roles": history.roles(run),
+        "loss_terms": history.loss_terms(run),
+        "switches": history.switches(run),
+        "confusion": confusion(run),
+        "confused": confused(run),
+        "calibration": calibration(run),
+        "agreement": agreement(run),
+        "looks": looks(run),
+    }
+
+
+def epoch(run: Findings) -> str:
+    """Say how far the run was, in epochs."""
+    return f"{round(run.step / run.setup.steps_per_epoch, 2):g}"
+
+
+def overview(runs: list[Findings]) -> Table:
+    """Compare what the runs kept, one row a run."""
     rows = []
-    for i, one in enumerate(runs):
-        top1 = 100 * one.answers.correct.mean(axis=1)
-        kept = ", ".join(f"{top1[peer]:.2f}" for peer in one.setup.kept)
-        link = f'<a href="#run{i}">{escape(str(one.workdir))}</a>'
-        rows.append([link, one.setup.config.method.name, epoch(one), kept, f"{top1[-1]:.2f}"])
+    for run in runs:
+        top1 = 100 * run.answers.correct.mean(axis=1)
+        kept = ", ".join(f"{top1[peer]:.2f}" for peer in run.setup.kept)
+        method = run.setup.config.method.name
+        rows.append([str(run.workdir), method, epoch(run), kept, f"{top1[-1]:.2f}"])
     head = ["run", "method", "epoch", "top-1 % of the kept networks", "ensemble"]
-    return "<h2>Overview</h2>" + table(head, rows, numbers_from=3)
+    return Table(head, rows, numbers_from=3)
 
 
-def section(i: int, one: Findings) -> str:
-    """Everything about a run."""
-    parts = [
-        ("Networks", networks(one)),
-        ("Configuration", configuration(one)),
-        ("Learning curves", history.curves(one)),
-        ("Roles", history.roles(one)),
-        ("Loss terms", history.loss_terms(one)),
-        ("Teacher and student", history.switches(one)),
-        ("Confusion", confusion(one)),
-        ("Most confused classes", confused(one)),
-        ("Calibration", calibration(one)),
-        ("Agreement", agreement(one)),
-        ("Grad-CAM", looks(one)),
-    ]
-    content = "".join(f"<h3>{name}</h3>{html}" for name, html in parts if html)
-    config = one.setup.config
-    about = (
-        f"{config.method.name} on {config.data.name}, after epoch {epoch(one)} of {config.epochs}; "
-        f"{len(one.answers.labels):,} test images, {one.setup.dataset.num_classes} classes."
-    )
-    title = escape(str(one.workdir))
-    return f'<section id="run{i}"><h2>{title}</h2><p>{escape(about)}</p>{content}</section>'
-
-
-def epoch(one: Findings) -> str:
-    """How far the run was, in epochs."""
-    return f"{round(one.step / one.setup.steps_per_epoch, 2):g}"
-
-
-def networks(one: Findings) -> str:
-    """The table of peers."""
-    found, setup, rows = one.answers, one.setup, []
-    for i, name in enumerate(one.answering):
-        ece, _ = findings.calibration(found.confidence[i], found.correct[i])
+def networks(run: Findings) -> Table:
+    """Tabulate accuracy, loss and calibration of every peer and the ensemble."""
+    answers, setup, rows = run.answers, run.setup, []
+    for i, name in enumerate(run.answering):
+        ece, _ = findings.calibration(answers.confidence[i], answers.correct[i])
         rows.append(
             [
-                escape(name) + (", kept" if i in setup.kept else ""),
+                name + (", kept" if i in setup.kept else ""),
                 f"{setup.num_params[i]:,}" if i < len(setup.num_params) else "",
-                f"{100 * found.correct[i].mean():.2f}",
-                f"{100 * found.top5[i].mean():.2f}",
-                f"{found.loss[i].mean():.4f}",
+                f"{100 * answers.correct[i].mean():.2f}",
+                f"{100 * answers.top5[i].mean():.2f}",
+                f"{answers.loss[i].mean():.4f}",
                 f"{100 * ece:.2f}",
-                f"{100 * one.promotions[i] / max(one.step, 1):.1f}"
-                if any(one.promotions) and i < len(one.promotions)
-                else "",
             ]
         )
-    head = ["network", "parameters", "top-1 %", "top-5 %", "loss", "ECE %", "promoted %"]
-    if not any(one.promotions):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    return table(head, rows, numbers_from=1)
+    head = ["network", "parameters", "top-1 %", "top-5 %", "loss", "ECE %"]
+    if any(run.promotions):
+        head.append("promoted %")
+        for i, row in enumerate(rows):
+            steps = run.promotions[i : i + 1]  # empty for the ensemble
+            row.append("".join(f"{100 * count / max(run.step, 1):.1f}" for count in steps))
+    return Table(head, rows)
 
 
-def configuration(one: Findings) -> str:
-    """What is not as by default, and every setting, closed until asked for."""
-    config = one.setup.config
+def configuration(run: Findings) -> dict[str, Table]:
+    """List the settings that are not as by default, and all."""
+    config = run.setup.config
     default = configs.default(config.method.name)
     default.peers = tuple(configs.peer("") for _ in config.peers)
     settings, usual = (configs.flat(json.loads(configs.to_json(c))) for c in (config, default))
+    rows = {key: [key, json.dumps(v, ensure_ascii=False)] for key, v in settings.items()}
+    changed = [k for k, v in settings.items() if k not in FILLED_IN and v != usual[k]]
+    head = ["setting", "value"]
+    return {
+        "changed": Table(head, [rows[key] for key in changed], numbers_from=2),
+        "all": Table(head, list(rows.values()), numbers_from=2),
+    }
 
-    def shown(items):
-        return table(
-            ["setting", "value"],
-            [[escape(key), escape(json.dumps(value, ensure_ascii=False))] for key, value in items],
-            numbers_from=2,
-        )
 
-    changed = [
-        (key, value)
-        for key, value in settings.items()
-        if key not in FILLED_IN and value != usual[key]
+def confusion(run: Findings) -> list[plots.Matrix]:
+    """Plot a matrix for every peer."""
+    answers, classes = run.answers, run.setup.dataset.class_names
+    return [
+        plots.matrix(title, findings.confusion(answers.labels, named, len(classes)), classes)
+        for title, named in zip(run.titles, answers.named[:-1], strict=True)
     ]
-    everything = f"<details><summary>All settings</summary>{shown(settings.items())}</details>"
-    return f"<p>What differs from the defaults:</p>{shown(changed)}{everything}"
 
 
-def confusion(one: Findings) -> str:
-    """A matrix a peer."""
-    found, classes = one.answers, one.setup.dataset.class_names
-    matrices = [
-        plots.matrix(name, findings.confusion(found.labels, named, len(classes)), classes)
-        for name, named in zip(one.titles, found.named[:-1], strict=True)
-    ]
-    return "<p>A row is a class; the stronger a cell, the larger its share of the row.</p>" + grid(
-        matrices
+def confused_pairs(run: Findings) -> list[tuple[int, int, int]]:
+    """Find the most frequent mistakes of the kept networks, as `findings.most_confused`."""
+    answers, classes = run.answers, run.setup.dataset.num_classes
+    counts = sum(
+        findings.confusion(answers.labels, answers.named[i], classes) for i in run.setup.kept
     )
-
-
-def confused_pairs(one: Findings) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes of the kept networks, as `findings.most_confused`."""
-    found, classes = one.answers, one.setup.dataset.num_classes
-    counts = sum(findings.confusion(found.labels, found.named[i], classes) for i in one.setup.kept)
     return findings.most_confused(counts, PAIRS)
 
 
-def mistaken(one: Findings, label: int, named: int) -> list[int]:
-    """Places in the answers of images of a class that a kept network called another."""
-    found = one.answers
-    wrong = (found.named[one.setup.kept] == named).sum(axis=0) * (found.labels == label)
+def mistaken(run: Findings, label: int, named: int) -> list[int]:
+    """Find the images of a class that a kept network called another, by place in the answers."""
+    answers = run.answers
+    wrong = (answers.named[run.setup.kept] == named).sum(axis=0) * (answers.labels == label)
     return np.argsort(-wrong, kind="stable")[: np.count_nonzero(wrong)].tolist()
 
 
-def confused(one: Findings) -> str:
-    """The most frequent mistakes, with images."""
-    found, names, groups = one.answers, one.setup.dataset.class_names, []
-    for label, named, count in confused_pairs(one):
+def confused(run: Findings) -> list[Gallery]:
+    """Show the most frequent mistakes with images."""
+    answers, names, galleries = run.answers, run.setup.dataset.class_names, []
+    for label, named, count in confused_pairs(run):
         shown = []
-        for at in mistaken(one, label, named)[:EXAMPLES]:
-            who = [i for i in one.setup.kept if found.named[i, at] == named]
-            text = f"by {', '.join(map(str, who))}"
-            shown.append(thumbnail(pixels(one, at), text, f"test image of {names[label]}, {text}"))
-        title = f"{names[label]} called {names[named]}: {count} ×"
-        groups.append(figure(title, f'<div class="images">{"".join(shown)}</div>'))
-    if not groups:
-        return "<p>The kept networks make no mistake on the test images.</p>"
-    return "<p>Mistakes of all kept networks together.</p>" + grid(groups)
+        for at in mistaken(run, label, named)[:EXAMPLES]:
+            who = [str(i) for i in run.setup.kept if answers.named[i, at] == named]
+            text = f"by {', '.join(who)}"
+            pixels = of_test(run.subject, answers.positions[at]).pixels
+            shown.append(thumbnail(pixels, text, f"test image of {names[label]}, {text}"))
+        galleries.append(Gallery(f"{names[label]} called {names[named]}: {count} ×", shown))
+    return galleries
 
 
-def calibration(one: Findings) -> str:
-    """A reliability diagram for each peer and the ensemble."""
-    found, diagrams = one.answers, []
-    for i, name in enumerate(one.answering):
-        ece, bins = findings.calibration(found.confidence[i], found.correct[i])
-        text = f"ECE {100 * ece:.2f} %, mean confidence {100 * found.confidence[i].mean():.2f} %"
+def calibration(run: Findings) -> list[plots.Plot]:
+    """Plot a reliability diagram for every peer and the ensemble."""
+    diagrams = []
+    for i, name in enumerate(run.answering):
+        confidence = run.answers.confidence[i]
+        ece, bins = findings.calibration(confidence, run.answers.correct[i])
+        text = f"ECE {100 * ece:.2f} %, mean confidence {100 * confidence.mean():.2f} %"
         diagrams.append(plots.reliability(name, bins, text))
-    return (
-        "<p>Accuracy of the answers by their confidence, in 15 bins: on the diagonal both are "
-        "equal. The fainter a bar, the fewer answers it has.</p>" + grid(diagrams)
-    )
+    return diagrams
 
 
-def agreement(one: Findings) -> str:
-    """How often two peers give the same answer."""
-    names = one.titles
-    if len(names) < 2:
-        return ""
-    shares = 100 * findings.agreement(one.answers.named[:-1])
+def agreement(run: Findings) -> Table | None:
+    """Tabulate how often two peers give the same answer; None for a single peer."""
+    if len(run.titles) < 2:
+        return None
+    shares = 100 * findings.agreement(run.answers.named[:-1])
     rows = [
-        [escape(name), *(f"{share:.2f}" for share in row)]
-        for name, row in zip(names, shares, strict=True)
+        [title, *(f"{share:.2f}" for share in row)]
+        for title, row in zip(run.titles, shares, strict=True)
     ]
-    text = "<p>Test images, in %, to which two peers give the same answer, right or wrong.</p>"
-    return text + table(["", *map(str, range(len(names)))], rows, numbers_from=1)
+    return Table(["", *map(str, range(len(rows)))], rows)
 
 
-def looks(one: Findings) -> str:
-    """Grad-CAM of two images that a kept network got wrong, and two that all got right."""
-    wrong = [mistaken(one, label, named)[0] for label, named, _ in confused_pairs(one)]
+def looks(run: Findings) -> list[Gallery]:
+    """Show Grad-CAM of two images that a kept network got wrong, and two that all got right."""
+    wrong = [mistaken(run, label, named)[0] for label, named, _ in confused_pairs(run)]
     wrong = list(dict.fromkeys(wrong))[: LOOKS // 2]
-    right = np.flatnonzero(one.answers.correct.all(axis=0)).tolist()
-    views, groups = gradcam.viewer(one.subject), []
+    right = np.flatnonzero(run.answers.correct.all(axis=0)).tolist()
+    views, galleries = gradcam.viewer(run.subject), []
     for at in wrong + right[: LOOKS - len(wrong)]:
-        picture = of_test(one.subject, one.answers.positions[at])
+        picture = of_test(run.subject, run.answers.positions[at])
         seen = views(picture, gradcam.PREDICTED)
-        texts, heat = gradcam.captions(one.subject, seen), [view.heat[0] for view in seen]
-        name = f"test image {one.answers.positions[at]}"
-        tiles = [thumbnail(picture.pixels, "the image", name)]
-        for text, one_heat in zip(texts, heat, strict=True):
-            over = figures.blend(picture.pixels, one_heat)
-            tiles.append(thumbnail(over, text, f"{name}: heat map of {text}"))
+        texts, maps = gradcam.captions(run.subject, seen), [view.heat[0] for view in seen]
+        name = f"test image {run.answers.positions[at]}"
+        shown = [thumbnail(picture.pixels, "the image", name)]
+        for text, heat in zip(texts, maps, strict=True):
+            over = figures.blend(picture.pixels, heat)
+            shown.append(thumbnail(over, text, f"{name}: heat map of {text}"))
         buffer = io.BytesIO()
-        figures.surfaces("", texts, heat).savefig(buffer, dpi=160)
-        alt = escape(f"{name}: the peers' heat maps as surfaces", quote=True)
-        surface = f'<img class="surface" src="{uri(buffer.getvalue())}" alt="{alt}">'
-        label = one.setup.dataset.class_names[one.answers.labels[at]]
-        tiles = f'<div class="images">{"".join(tiles)}</div>'
-        groups.append(figure(f"{name}, label {label}", tiles, surface))
-    return grid(groups, "wide")
+        surfaces = figures.surfaces("", texts, maps, ink=figures.INK)
+        surfaces.savefig(buffer, dpi=160, transparent=True)
+        below = Thumbnail(data_uri(buffer), f"{name}: the peers' heat maps as surfaces")
+        label = run.setup.dataset.class_names[run.answers.labels[at]]
+        galleries.append(Gallery(f"{name}, label {label}", shown, below))
+    return galleries
 
 
-def pixels(one: Findings, at: int) -> np.ndarray:
-    """The test image at a place of the answers."""
-    return of_test(one.subject, one.answers.positions[at]).pixels
+def thumbnail(pixels: np.ndarray, text: str, alt: str) -> Thumbnail:
+    """Encode an image [H, W, channels] with a text below it."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(buffer, "png")
+    return Thumbnail(data_uri(buffer), alt, text, sharp=max(pixels.shape) < SMALL)
+
+
+def data_uri(png: io.BytesIO) -> str:
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

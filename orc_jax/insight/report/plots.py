@@ -1,24 +1,91 @@
-"""Plots as inline SVG, whose colours are the page's: they follow it from light to dark.
+"""Compute what the plots show; the template that a plot names draws it as inline SVG.
 
-Every function returns a `<figure>`. They are drawn at the size of a narrow screen and laid
-out side by side on a wide one, so that their text is never scaled far down.
+Plots are drawn at the size of a narrow screen and laid out side by side on a wide one, so that
+their text is never scaled far down.
 """
 
 from collections.abc import Sequence
-from html import escape
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from orc_jax.insight.report.html import figure
+from orc_jax.insight.figures import COLOURS
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 44, 16, 8, 34
-COLOURS = 7  # of the page, --c0 to --c6
+LEFT, RIGHT, TOP, BOTTOM = 44, 16, 8, 34  # margins around the axes
+SHADES = 8  # of a confusion matrix
+NUMBERED = 12  # classes, up to which a matrix shows its numbers and their names
 
 
-def colour(i: int) -> str:
-    """The page's colour of a peer or of any other series."""
-    return f"var(--c{i % COLOURS})"
+class Scale(NamedTuple):
+    """A linear axis: call it with a value to get the place in the drawing.
+
+    Attributes:
+      low, high: the values at its ends.
+      start, end: the places of its ends.
+      least: the smallest step between two ticks.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    least: float = 0.0
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / ((self.high - self.low) or 1)
+        return float(self.start + share * (self.end - self.start))
+
+    @property
+    def ticks(self) -> list[float]:
+        """About five round numbers."""
+        raw = max((self.high - self.low) / 5, self.least) or 1
+        power = 10.0 ** np.floor(np.log10(raw))
+        step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+        first = np.ceil(self.low / step - 1e-9)
+        count = int(np.floor(self.high / step + 1e-9) - first) + 1
+        return [float(f"{(first + i) * step:.10g}") for i in range(count)]
+
+
+class Series(NamedTuple):
+    """A line or an area.
+
+    Attributes:
+      name: in the legend.
+      colour: number of the page's colour.
+      points: places (x, y) in the drawing.
+      dashed: whether the line is.
+    """
+
+    name: str
+    colour: int
+    points: list[tuple[float, float]]
+    dashed: bool = False
+
+
+class Plot(NamedTuple):
+    """A plot over two axes.
+
+    Attributes:
+      template: the file that draws it.
+      title: above it.
+      x, y: the axes.
+      x_label: the name of the x axis.
+      content: the marks, as the template needs them.
+      unit: of y, for the title.
+      text: below it.
+    """
+
+    template: str
+    title: str
+    x: Scale
+    y: Scale
+    x_label: str
+    content: list[Any]
+    unit: str = ""
+    text: str = ""
+
+    width, height = WIDTH, HEIGHT
 
 
 def lines(
@@ -29,8 +96,8 @@ def lines(
     unit: str = "",
     dashed: Sequence[str] = (),
     bounds: tuple[float, float] | None = None,
-) -> str:
-    """Curves over the epochs.
+) -> Plot:
+    """Plot curves over the epochs; values that are not finite are left out.
 
     Args:
       title: of the figure.
@@ -41,27 +108,16 @@ def lines(
       dashed: names of series.
       bounds: of the y axis; without them, those of the values.
     """
-    low, high = bounds or _bounds([value for values in series.values() for value in values])
-    x, y = _scales((epochs[0], epochs[-1]), (low, high))
-    parts = [_axes(x, y, (epochs[0], epochs[-1]), (low, high), "epoch")]
+    x, y = _axes(
+        (epochs[0], epochs[-1]),
+        bounds or _bounds([value for values in series.values() for value in values]),
+    )
+    curves = []
     for i, (name, values) in zip(colours, series.items(), strict=True):
-        points = [
-            (f"{x(e):.1f}", f"{y(v):.1f}")
-            for e, v in zip(epochs, values, strict=True)
-            if np.isfinite(v)
-        ]
-        if not points:
-            continue
-        dash = ' stroke-dasharray="5 3"' if name in dashed else ""
-        path = "M" + "L".join(map(",".join, points))
-        parts.append(f'<path class="line" d="{path}" stroke="{colour(i)}"{dash}/>')
-        # The last value is marked, so that a single one shows too.
-        parts.append('<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*points[-1], colour(i)))
-    swatches = [
-        (name, f"border-top: 3px {'dashed' if name in dashed else 'solid'} {colour(i)}")
-        for i, name in zip(colours, series, strict=True)
-    ]
-    return figure(f"{title} ({unit})" if unit else title, _svg(parts, title), _legend(swatches))
+        pairs = zip(epochs, values, strict=True)
+        points = [(x(epoch), y(value)) for epoch, value in pairs if np.isfinite(value)]
+        curves.append(Series(name, i % len(COLOURS), points, name in dashed))
+    return Plot("lines.svg", title, x, y, "epoch", curves, unit)
 
 
 def stacked(
@@ -69,104 +125,103 @@ def stacked(
     epochs: Sequence[int],
     series: dict[str, Sequence[float]],
     colours: Sequence[int],
-) -> str:
-    """Shares of a whole, one above the other; each epoch is a step of the area."""
+) -> Plot:
+    """Plot shares of a whole, one above the other; each epoch is a step of the area."""
     values = np.array(list(series.values()), float)
-    tops = np.cumsum(values, axis=0) / np.maximum(values.sum(axis=0), 1e-12)
+    tops = 100 * np.cumsum(values, axis=0) / np.maximum(values.sum(axis=0), 1e-12)
     floors = np.vstack([np.zeros(len(epochs)), tops[:-1]])
     # An epoch's share is that of the time since the one before it.
     edges = [2 * epochs[0] - epochs[1] if len(epochs) > 1 else epochs[0] - 1, *epochs]
-    x, y = _scales((edges[0], edges[-1]), (0, 100))
-    parts = []
-    for i, floor, top in zip(colours, floors, tops, strict=True):
-        above = _steps(x, y, edges, 100 * top)
-        below = _steps(x, y, edges, 100 * floor)[::-1]
-        parts.append(f'<path class="area" d="M{"L".join(above + below)}Z" fill="{colour(i)}"/>')
-    parts.append(_axes(x, y, (edges[0], edges[-1]), (0, 100), "epoch"))
-    swatches = [
-        (name, f"border-top: 10px solid {colour(i)}")
-        for i, name in zip(colours, series, strict=True)
+    x, y = _axes((edges[0], edges[-1]), (0, 100))
+
+    def steps(values):
+        return [
+            (x(edge), y(value))
+            for first, last, value in zip(edges[:-1], edges[1:], values, strict=True)
+            for edge in (first, last)
+        ]
+
+    areas = [
+        Series(name, i % len(COLOURS), steps(top) + steps(floor)[::-1])
+        for name, i, floor, top in zip(series, colours, floors, tops, strict=True)
     ]
-    return figure(f"{title} (%)", _svg(parts, title), _legend(swatches))
+    return Plot("stacked.svg", title, x, y, "epoch", areas, "%")
 
 
-def _steps(x, y, edges, values):
-    return [
-        f"{x(edge):.1f},{y(value):.1f}"
-        for first, last, value in zip(edges[:-1], edges[1:], values, strict=True)
-        for edge in (first, last)
-    ]
-
-
-def reliability(title: str, bins: Sequence, text: str) -> str:
-    """Accuracy over confidence, a bar a bin; answers as good as confident lie on the diagonal.
+def reliability(title: str, bins: Sequence, text: str) -> Plot:
+    """Plot accuracy over confidence; answers as good as confident lie on the diagonal.
 
     Args:
       title, text: above and below.
       bins: `findings.Bin`s of equal width. A bar is the more opaque, the more answers it has.
     """
-    x, y = _scales((0, 100), (0, 100))
+    x, y = _axes((0, 100), (0, 100))
     width, most = 100 / len(bins), max(b.share for b in bins)
-    parts = [
-        f'<rect class="bar" x="{x(i * width):.1f}" y="{y(100 * b.accuracy):.1f}" '
-        f'width="{x(width) - x(0) - 1:.1f}" height="{y(0) - y(100 * b.accuracy):.1f}" '
-        f'opacity="{0.25 + 0.75 * b.share / most:.2f}"><title>{100 * b.share:.1f} % of the '
-        f"answers: confidence {100 * b.confidence:.1f} %, accuracy {100 * b.accuracy:.1f} %"
-        "</title></rect>"
+    bars = [
+        {
+            "x": x(i * width),
+            "y": y(100 * b.accuracy),
+            "width": x(width) - x(0) - 1,
+            "height": y(0) - y(100 * b.accuracy),
+            "opacity": 0.25 + 0.75 * b.share / most,
+            "bin": b,
+        }
         for i, b in enumerate(bins)
         if b.share
     ]
-    parts.append(f'<path class="diagonal" d="M{x(0)},{y(0)}L{x(100)},{y(100)}"/>')
-    parts.append(_axes(x, y, (0, 100), (0, 100), "confidence %, and accuracy %"))
-    return figure(title, _svg(parts, title), f"<p>{escape(text)}</p>")
+    label = "confidence %, and accuracy %"
+    return Plot("reliability.svg", title, x, y, label, bars, text=text)
 
 
-def matrix(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
-    """A confusion matrix: rows are the labels, columns the answers, each row of sum 1.
+class Matrix(NamedTuple):
+    """A confusion matrix; rows are the labels, columns the answers.
+
+    Attributes:
+      title: above it.
+      size: C, the number of classes.
+      shades: (opacity, cells as (row, column)) of every shade.
+      numbers: (row, column, count, whether the shade is strong), for few classes.
+      names: of the classes, cut short, for few classes.
+    """
+
+    title: str
+    size: int
+    shades: list[tuple[float, list[list[int]]]]
+    numbers: list[tuple[int, int, int, bool]]
+    names: list[str]
+
+    template, unit, text = "matrix.svg", "", ""
+
+
+def matrix(title: str, counts: np.ndarray, names: Sequence[str]) -> Matrix:
+    """Plot a confusion matrix, each row of sum 1.
 
     The cells of one shade are one path, so that a thousand classes stay a small file; of few
     classes, each cell has its number.
+
+    Args:
+      title: of the figure.
+      counts: [C, C], how often an image of class i (row) was called j (column).
+      names: [C], of the classes.
     """
-    size, share = len(counts), counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shade = np.ceil(8 * share).astype(int)
-    cell = 300 / size
-    parts = [f'<g transform="translate(44 8) scale({cell:.4f})">']
-    for level in range(1, 9):
-        cells = "".join(f"M{j} {i}h1v1h-1z" for i, j in np.argwhere(shade == level))
-        if cells:
-            parts.append(f'<path d="{cells}" fill="var(--c0)" opacity="{level / 8}"/>')
-    parts.append("</g>")
-    parts.append('<rect class="frame" x="44" y="8" width="300" height="300"/>')
-    if size <= 12:
-        for i, j in np.argwhere(counts):
-            strong = ' class="on"' if shade[i, j] > 4 else ""
-            at = f'x="{44 + (j + 0.5) * cell:.1f}" y="{12 + (i + 0.5) * cell:.1f}"'
-            parts.append(f'<text{strong} text-anchor="middle" {at}>{counts[i, j]}</text>')
-        for i, name in enumerate(names):
-            short, at = escape(name[:6]), (i + 0.5) * cell
-            parts.append(f'<text text-anchor="end" x="40" y="{12 + at:.1f}">{short}</text>')
-            parts.append(f'<text text-anchor="middle" x="{44 + at:.1f}" y="322">{short}</text>')
-    else:
-        parts.append('<text text-anchor="end" x="40" y="18">1</text>')
-        parts.append(f'<text text-anchor="end" x="40" y="308">{size}</text>')
-    parts.append('<text text-anchor="middle" x="194" y="338">answer</text>')
-    parts.append(
-        '<text text-anchor="middle" transform="translate(12 158) rotate(-90)">label</text>'
-    )
-    return figure(title, _svg(parts, title, height=344))
-
-
-def _svg(parts, title, height=HEIGHT):
-    label = escape(title, quote=True)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'
-        f"{''.join(parts)}</svg>"
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shade = np.ceil(SHADES * share).astype(int)
+    shades = [(i / SHADES, np.argwhere(shade == i).tolist()) for i in range(1, SHADES + 1)]
+    few = len(counts) <= NUMBERED
+    cells = np.argwhere(counts).tolist() if few else []
+    return Matrix(
+        title,
+        len(counts),
+        [(opacity, places) for opacity, places in shades if places],
+        [(i, j, int(counts[i, j]), bool(shade[i, j] > SHADES // 2)) for i, j in cells],
+        [name[:6] for name in names] if few else [],
     )
 
 
-def _legend(swatches):
-    items = (f'<li><i style="{style}"></i>{escape(name)}</li>' for name, style in swatches)
-    return f'<ul class="legend">{"".join(items)}</ul>'
+def _axes(horizontal, vertical) -> tuple[Scale, Scale]:
+    """The axes for values of these ranges; the x axis has no ticks between whole numbers."""
+    x = Scale(*horizontal, LEFT, WIDTH - RIGHT, least=1)
+    return x, Scale(*vertical, HEIGHT - BOTTOM, TOP)
 
 
 def _bounds(values):
@@ -175,41 +230,3 @@ def _bounds(values):
     low, high = min(finite), max(finite)
     room = 0.05 * (high - low) or 0.5
     return (max(0.0, low - room) if low >= 0 else low - room), high + room
-
-
-def _scales(horizontal, vertical):
-    """(x, y): from values to places in the drawing."""
-
-    def scale(bounds, first, last):
-        span = (bounds[1] - bounds[0]) or 1
-        return lambda value: first + (value - bounds[0]) / span * (last - first)
-
-    return (
-        scale(horizontal, LEFT, WIDTH - RIGHT),
-        scale(vertical, HEIGHT - BOTTOM, TOP),
-    )
-
-
-def _axes(x, y, horizontal, vertical, label):
-    """Grid lines, numbers at them and the name of the x axis."""
-    parts = ['<g class="axes">']
-    for value in _ticks(*vertical):
-        at = y(value)
-        parts.append(f'<path d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text text-anchor="end" x="{LEFT - 5}" y="{at + 4:.1f}">{value:g}</text>')
-    for value in _ticks(*horizontal, least=1):
-        at = f'x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 15}"'
-        parts.append(f'<text text-anchor="middle" {at}>{value:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text text-anchor="middle" x="{middle}" y="{HEIGHT - 4}">{label}</text></g>')
-    return "".join(parts)
-
-
-def _ticks(low, high, least=0.0):
-    """About five round numbers from low to high, no nearer to each other than `least`."""
-    raw = max((high - low) / 5, least) or 1
-    power = 10.0 ** np.floor(np.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
-    first = np.ceil(low / step - 1e-9)
-    count = int(np.floor(high / step + 1e-9) - first) + 1
-    return [float(f"{(first + i) * step:.10g}") for i in range(count)]

@@ -1,37 +1,61 @@
-"""Writes what runs learned to one page.
+"""Write what runs learned to one HTML page.
 
-The file needs no network and no other file: plots are SVG within it, images data URIs.
+The file needs no network and no other file: plots are SVG within it, images data URIs. All markup
+is in templates/ and escapes whatever it is given; the modules here gather what it shows.
 """
 
 import contextlib
+import functools
 from pathlib import Path
 
 from orc_jax.errors import UserError
 from orc_jax.insight import figures
+from orc_jax.insight.report import page
 from orc_jax.insight.report.findings import find
-from orc_jax.insight.report.page import page
+
+
+@functools.cache
+def environment():
+    """Load the templates; every value that they are given is escaped.
+
+    Raises:
+      UserError: Jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError("the report needs Jinja2: pip install -e '.[plots]'") from error
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("orc_jax.insight.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def report(
     workdirs: list[str], out: str | Path, checkpoint: str = "last", data_dir: str = ""
 ) -> None:
-    """Writes the page about these runs, from their records and a checkpoint of each.
+    """Write the page about these runs, from their records and a checkpoint of each.
 
     Args:
       workdirs: of the runs.
       out: the file.
-      checkpoint, data_dir: see `run.restore`.
+      checkpoint, data_dir: see `prepare.restore`.
 
     Raises:
-      UserError: no such run, checkpoint or data, or the file cannot be written.
+      UserError: there is no such run, checkpoint or data, a package is missing, or the file
+        cannot be written.
     """
-    figures.new(1, 1)  # or the error that matplotlib is missing
+    figures.new(1, 1)  # raises if matplotlib is missing
+    template = environment().get_template("page.html")
     out = Path(out)
     new = out.with_name(f".{out.name}.new")
     try:
         new.touch()  # before the work, which can take minutes
-        content = page([find(workdir, checkpoint, data_dir) for workdir in workdirs])
-        new.write_text(content, encoding="utf-8")
+        runs = [find(workdir, checkpoint, data_dir) for workdir in workdirs]
+        new.write_text(template.render(page.context(runs)), encoding="utf-8")
         new.replace(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
