@@ -18,7 +18,7 @@ def cases(pattern):
     found = []
     for batch in BATCHES:
         logits = np.array(batch["inputs"]["logits"], np.float32)
-        labels = np.array(batch["inputs"]["labels"])
+        labels = jnp.array(batch["inputs"]["labels"])
         for name, case in batch["cases"].items():
             if match := re.fullmatch(pattern, name):
                 found.append((logits, labels, match, case))
@@ -60,14 +60,14 @@ def test_pairwise_kd_golden(logits, labels, match, case):
 
 
 logit_arrays = st.integers(0, 2**31).map(
-    lambda seed: np.random.default_rng(seed).normal(0, 3, (3, 4, 6)).astype(np.float32)
+    lambda seed: jnp.float32(np.random.default_rng(seed).normal(0, 3, (3, 4, 6)))
 )
 
 
 @settings(deadline=None, max_examples=20)
 @given(logit_arrays, st.floats(0.5, 20))
 def test_pairwise_kd_is_kd_of_every_pair(logits, temperature):
-    pairs = losses.pairwise_kd(jnp.asarray(logits), temperature)
+    pairs = losses.pairwise_kd(logits, temperature)
     single = [[losses.kd(s, t, temperature) for t in logits] for s in logits]
     rounding = 2e-6 * temperature**2 + 2e-5  # two sums that nearly cancel, times T²
     np.testing.assert_allclose(pairs, single, rtol=1e-4, atol=rounding)
@@ -86,8 +86,8 @@ def test_kd_at_high_temperature_is_half_the_squared_distance(logits):
 def test_kd_gradient_by_finite_differences():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        s, t, direction = rng.normal(size=(3, 4, 6))
-        slope = jnp.vdot(jax.grad(losses.kd)(jnp.asarray(s), t, 3.0), direction)
+        s, t, direction = jnp.array(rng.normal(size=(3, 4, 6)))
+        slope = jnp.vdot(jax.grad(losses.kd)(s, t, 3.0), direction)
         eps = 1e-6
         difference = losses.kd(s + eps * direction, t, 3.0) - losses.kd(s - eps * direction, t, 3.0)
         np.testing.assert_allclose(slope, difference / (2 * eps), rtol=1e-6)

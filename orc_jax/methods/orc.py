@@ -43,11 +43,12 @@ def phase(config, batch: Batch, key) -> Roles:
     roles = assign(config, promote(config, cross_entropy.mean(axis=1), role_key))
     if not config.intensive:
         return roles
-    teachers = roles.promoted if config.pivot is None else is_pivot(config, len(cross_entropy))
+    pivot = jnp.asarray(is_pivot(config, len(cross_entropy)))
+    teachers = roles.promoted if config.pivot is None else pivot
     wrong = batch.logits.argmax(axis=-1) != batch.labels
     feedback, asker = draw_feedback(feedback_key, cross_entropy, wrong, ~teachers)
     asked = (asker[:, None] == jnp.arange(len(cross_entropy))).mean(axis=0)
-    update = intensive_teaching(config, batch, jnp.asarray(teachers), feedback, mixup_key)
+    update = intensive_teaching(config, batch, teachers, feedback, mixup_key)
     return roles._replace(update=update, metrics={"asked": asked})
 
 
