@@ -3,6 +3,7 @@
 A config file holds a table of them by name. What a recipe does not set is `config.default`'s.
 """
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from orc_jax import config as configs
@@ -32,7 +33,7 @@ class Recipe(NamedTuple):
 def build(file: str, recipes: dict[str, Recipe], preset: str):
     """Build the config of a preset: "NAME", or "NAME:NETWORK,NETWORK,…" for other networks.
 
-    NAME is one of the recipes, or "package.module:METHOD" for a method of your own.
+    NAME is one of the recipes, or "module:METHOD" for a method of your own.
 
     Args:
       file: the config file, for error messages.
@@ -43,14 +44,12 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
       UserError: there is no such preset.
     """
     name, _, networks = preset.partition(":")
-    if "." in name:
-        attribute, _, networks = networks.partition(":")
-        name = f"{name}:{attribute}"
-    if is_import_name(name):
-        # A method from outside: the networks and settings of independent training.
-        recipe = recipes["ind"]._replace(method=name)
-    elif name in recipes:
+    attribute, _, others = networks.partition(":")
+    if name in recipes:
         recipe = recipes[name]
+    elif is_import_name(f"{name}:{attribute}") and ("." in name or find_spec(name)):
+        # A method from outside: the networks and settings of independent training.
+        recipe, networks = recipes["ind"]._replace(method=f"{name}:{attribute}"), others
     else:
         raise unknown(f"preset of {file}", name, recipes)
     given = networks.split(",") if networks else recipe.networks

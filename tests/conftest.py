@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,13 @@ def tiny_data(seed=0, train=50, test=21, num_classes=5):
         return (noise + 40 * labels[:, None, None, None]).astype(np.uint8), labels
 
     return (*split(train), *split(test))
+
+
+def readme_code(containing):
+    """The README's block of Python that contains this."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if containing in block]
+    return code
 
 
 # The environment of commands whose programs are too short to be worth optimising.

@@ -1,10 +1,8 @@
 """The loop from Python: arrays in, resumable runs, pretrained peers, failures."""
 
 import csv
-import importlib
 import json
 import os
-import re
 import shutil
 import signal
 
@@ -12,10 +10,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_trees_equal, golden, golden_tensors, tiny_config, tiny_data
+from conftest import assert_trees_equal, golden, golden_tensors, readme_code, tiny_config, tiny_data
 
 import orc_jax
-from orc_jax import methods, recipes
 from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
 from orc_jax.runtime import metrics
@@ -298,13 +295,6 @@ def test_the_first_signal_is_noted_and_the_second_acts(number):
     assert signal.getsignal(number) is before
 
 
-def readme_code(containing):
-    """The README's block of Python that contains this."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (code,) = [block for block in blocks if containing in block]
-    return code
-
-
 def test_the_readmes_python_example_as_it_stands(tmp_path, monkeypatch):
     train_x, train_y, test_x, test_y = tiny_data(train=64)
     monkeypatch.chdir(tmp_path)
@@ -314,24 +304,3 @@ def test_the_readmes_python_example_as_it_stands(tmp_path, monkeypatch):
     assert names["result"].finished and (tmp_path / "runs" / "mine" / "config.json").exists()
     network, variables, about = orc_jax.load_network("runs/mine/networks/1")
     assert network.apply(variables, np.zeros((1, *about["image_shape"])), train=False).shape[1] == 5
-
-
-def test_the_readmes_own_method_as_it_stands(tmp_path, monkeypatch):
-    """The file, the registry line and the preset's line of "Add your own method"."""
-    code = readme_code("METHOD = Method(")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 32
-    (tmp_path / "best.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    best = importlib.import_module("best")
-    monkeypatch.setitem(methods.METHODS, "best", best.METHOD)
-    preset = recipes.build("f", {"best": recipes.Recipe("best", ("pixels",) * 3, {})}, "best")
-    assert preset.method.weight == 1.0
-
-    config = tiny_config(("pixels",) * 3, "best")
-    result = orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
-    logged = result.metrics["train"]
-    assert sum(logged["promotions"]) == 5 and logged["learned"] == [1, 1, 1]
-    assert set(logged["term_share"]) == {"ce", "kd"} and logged["term_share"]["kd"] > 0
-    config.peers = config.peers[:1]
-    with pytest.raises(UserError, match="best needs two networks or more"):
-        orc_jax.train(config, tmp_path / "other", tiny_data())
