@@ -29,13 +29,14 @@ from orc_jax.state import MethodState, State, streams
 DIFFERENTIATED = ("logits", "features", "auxiliary", "trunk")
 
 
-def make_train_step(config, group: peers.Group, method: Method):
+def make_train_step(config, group: peers.Group, method: Method, *, streamed: bool = False):
     """The step of a group and method: (state, train split, order [steps, B]) → state.
 
     Args:
       config: the whole config; `config.method` goes to the method.
       group: the networks and their mesh.
       method: of `orc_jax.methods`.
+      streamed: whether the split is one batch, of images that were cropped while they were read.
     """
 
     def step(state: State, data: batches.OnDevice, order) -> State:
@@ -47,7 +48,7 @@ def make_train_step(config, group: peers.Group, method: Method):
         positions = order[at]
         labels = data.labels[positions]
         shape = (group.size,) * method.own_augmentation + positions.shape
-        changes = batches.draw_augmentation(augmentation_key, config.data, shape)
+        changes = batches.draw_augmentation(augmentation_key, config.data, shape, cropped=streamed)
         mixture = mixing.draw(mixture_key, config.data, len(positions), data.images.shape[1:3])
 
         def augmented(slots):
@@ -278,15 +279,19 @@ def make_prediction_step(group: peers.Group, batch_size: int):
     return step
 
 
-def compile_steps(config, group: peers.Group, method: Method):
+def compile_steps(config, group: peers.Group, method: Method, *, streamed: bool = False):
     """The jitted train, evaluation and prediction step; the train step's state is donated.
+
+    Args:
+      config, group, method: see `make_train_step`.
+      streamed: whether a split is one batch, of which every device was handed its rows.
 
     Returns:
       See `make_train_step`, `make_evaluation_step` and `make_prediction_step`.
     """
     everywhere, by_rows = PartitionSpec(), PartitionSpec("data")
     split = everywhere
-    if config.data.streamed:  # a batch, of which every device was handed its rows
+    if streamed:
         split = batches.OnDevice(by_rows, by_rows, everywhere, everywhere)
     stacks = tuple(stack.spec for stack in group.stacks)
     state = State(*[everywhere] * 2, stacks, *[everywhere] * 4)
@@ -296,7 +301,7 @@ def compile_steps(config, group: peers.Group, method: Method):
     def spmd(step, in_specs, out_specs, **kwargs):
         @wraps(step)
         def on_whole_batch(first, data, *rest):
-            if config.data.streamed:
+            if streamed:
                 rows = lax.all_gather((data.images, data.labels), "data", tiled=True)
                 data = batches.OnDevice(*rows, data.mean, data.std)
             return step(first, data, *rest)
@@ -306,7 +311,7 @@ def compile_steps(config, group: peers.Group, method: Method):
         )
         return jax.jit(mapped, **kwargs)
 
-    train = make_train_step(config, group, method)
+    train = make_train_step(config, group, method, streamed=streamed)
     size = evaluation_batch_size(config, group)
     return (
         spmd(train, (state, split, everywhere), state, donate_argnums=0),

@@ -17,7 +17,6 @@ from orc_jax.insight.report.style import STYLE
 EXAMPLES = 3  # images of a pair of classes
 LOOKS = 4  # images that Grad-CAM is shown for
 PAIRS = 6  # of classes
-FILLED_IN = ("data.class_names", "data.streamed")  # settings that are not the user's
 
 
 def page(runs: list[Findings]) -> str:
@@ -102,7 +101,7 @@ def networks(one: Findings) -> str:
 def configuration(one: Findings) -> str:
     """What is not as by default, and every setting, closed until asked for."""
     config = one.setup.config
-    default = configs.default(config.method.name)
+    default = configs.default_config(config.method.name)
     default.peers = tuple(configs.peer("") for _ in config.peers)
     settings, usual = (configs.flat(json.loads(configs.to_json(c))) for c in (config, default))
 
@@ -113,11 +112,7 @@ def configuration(one: Findings) -> str:
             numbers_from=2,
         )
 
-    changed = [
-        (key, value)
-        for key, value in settings.items()
-        if key not in FILLED_IN and value != usual[key]
-    ]
+    changed = [(key, value) for key, value in settings.items() if value != usual[key]]
     everything = f"<details><summary>All settings</summary>{shown(settings.items())}</details>"
     return f"<p>What differs from the defaults:</p>{shown(changed)}{everything}"
 
