@@ -33,7 +33,7 @@ flags.DEFINE_integer("rounds", 20, "Rounds; every variant runs once a round.")
 
 def settings(method: str, size: int, **changes):
     """A config of `size` equal peers; keywords go to config.method."""
-    config = configs.default(method)
+    config = configs.default_config(method)
     config.batch_size = config.eval_batch_size = FLAGS.batch
     config.mesh.data = 1
     config.method.update(changes)

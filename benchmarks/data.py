@@ -18,9 +18,10 @@ from PIL import Image
 
 from benchmarks.common import FLAGS, quartiles, settings, show
 from orc_jax.data import stream
-from orc_jax.prepare import prepare, training_batches
+from orc_jax.prepare import prepare
 from orc_jax.state import init_state
 from orc_jax.step import compile_steps
+from orc_jax.training import training_batches
 
 flags.DEFINE_integer("images", 768, "JPEG files of 500×375.")
 flags.DEFINE_integer("workers", 2, "Processes that decode; 0: threads in this one.")
@@ -50,7 +51,7 @@ def steps(config):
     """(seconds of steps as the loop feeds them, seconds of steps on what is there)."""
     setup = prepare(config)
     state = init_state(*setup.state_args(), {})
-    train_step, *_ = compile_steps(setup.config, setup.group, setup.method)
+    train_step, *_ = compile_steps(setup.config, setup.group, setup.method, streamed=setup.streamed)
     following = training_batches(setup, 0)
     there = next(following)
     state = train_step(state, *there)

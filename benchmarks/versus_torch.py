@@ -30,10 +30,11 @@ from orc_jax import peers
 from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.methods.orc import draw_feedback
-from orc_jax.prepare import prepare, training_batches
+from orc_jax.prepare import prepare
 from orc_jax.state import init_state, streams
 from orc_jax.step import compile_steps
 from orc_jax.trained.torch_weights import torch_tensors
+from orc_jax.training import training_batches
 
 # name → (config file, its preset, whether it needs a GPU).
 ROWS = {

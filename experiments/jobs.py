@@ -11,7 +11,7 @@ from collections.abc import Callable
 from experiments.study import Run
 from orc_jax import methods
 from orc_jax.runtime import metrics
-from orc_jax.training import Interruption
+from orc_jax.runtime.signals import Interruption
 
 POLL = 0.5  # seconds between looks at the processes
 

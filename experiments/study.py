@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from orc_jax import checks, methods
 from orc_jax import config as configs
-from orc_jax import methods
-from orc_jax.commands import command_line
 from orc_jax.errors import UserError, unknown
 from orc_jax.runtime import workdir
-from orc_jax.runtime.checkpoints import read_config
 
 TEACHER = "teacher-"  # before the network's name: runs that other runs need
 
@@ -122,7 +120,7 @@ class Base(NamedTuple):
     @property
     def networks(self) -> list[str]:
         """Of the peers, in order."""
-        return [one.model for one in self.config.peers]
+        return [peer.model for peer in self.config.peers]
 
     @property
     def key(self) -> str:
@@ -157,7 +155,7 @@ def config_of(arguments: Iterable[str]) -> ConfigDict:
         file = argv[1].removeprefix("--config=").partition(":")[0]
         raise UserError(f"no such config file: {file}") from error
     except (flags.Error, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        command_line.check_overrides(argv)  # says which key it is about
+        checks.check_overrides(argv)  # says which key it is about
         raise UserError(str(error)) from error
 
 
@@ -173,9 +171,8 @@ def plan(study: Study, base: Base, names: Iterable[str], seeds: int) -> list[Run
             arguments = arguments_of(study.variants[name], base)
             for seed in range(seeds):
                 run = _run(name, seed, arguments, base)
-                for one in (run.teacher, run):
-                    if one is not None:
-                        runs.setdefault(one.workdir, one)
+                for needed in filter(None, (run.teacher, run)):
+                    runs.setdefault(needed.workdir, needed)
         except UserError as error:
             raise UserError(f"variant {name}: {error}") from error
     return sorted(runs.values(), key=lambda run: run.seed)
@@ -198,9 +195,9 @@ def _like_base(config, base) -> list[str]:
     """The overrides that give a config the base's settings: all but method, peers and seed."""
     found, wanted = _settings(config), _settings(base)
     changes = {key: value for key, value in wanted.items() if value != found[key]}
-    for i, one in enumerate(config.peers):
-        same = next((peer for peer in base.peers if peer.model == one.model), None)
-        for key, own in one.optimizer.items():
+    for i, member in enumerate(config.peers):
+        same = next((peer for peer in base.peers if peer.model == member.model), None)
+        for key, own in member.optimizer.items():
             value = same and same.optimizer[key]
             if value is None and own is not None:
                 value = base.optimizer[key]
@@ -245,11 +242,8 @@ def _checked(variant, seed, arguments, base, teacher) -> Run:
     arguments = (*arguments, f"--config.seed={seed}")
     config = config_of(arguments)
     # The devices are those of the run's own process, which looks whether they are there.
-    configs.check(config, max(1, config.mesh.data) * max(1, config.mesh.peer))
+    checks.check(config, max(1, config.mesh.data) * max(1, config.mesh.peer))
+    config = configs.resolved(config)
     if (directory / "config.json").exists():
-        # These are filled in from the data.
-        written = read_config(directory).data
-        config.data.class_names, config.data.streamed = tuple(written.class_names), written.streamed
-        config.data.size = config.data.size or written.size
         workdir.check_config(directory, config)
     return Run(variant, seed, directory, (*arguments, f"--workdir={directory}"), config, teacher)

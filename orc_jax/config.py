@@ -1,16 +1,14 @@
-"""The whole configuration: one ConfigDict, checked once before anything compiles."""
+"""The whole configuration: one ConfigDict, with its defaults and its form as JSON."""
 
 import json
-from collections.abc import Sequence
 
-import jax
 from ml_collections import ConfigDict, config_dict
 
-from orc_jax import data, mesh, methods, models, optimizers, peers
-from orc_jax.errors import UserError, unknown
+from orc_jax import methods, models
+from orc_jax.errors import UserError
 
 
-def default(method: str = "orc") -> ConfigDict:
+def default_config(method: str = "orc") -> ConfigDict:
     """The settings of a run with their defaults; `peers` are for the caller to fill."""
     config = ConfigDict()
     config.seed = 0
@@ -55,9 +53,6 @@ def default(method: str = "orc") -> ConfigDict:
     config.data.memory = 0.5
     config.data.workers = 0
     config.data.eval_resize = 0
-    # Filled in from the data.
-    config.data.class_names = ()
-    config.data.streamed = config_dict.placeholder(bool)
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that are left
@@ -84,200 +79,29 @@ def peer(model: str) -> ConfigDict:
     config = ConfigDict()
     config.model = model
     config.init_from = config_dict.placeholder(str)  # checkpoint to start from
+    usual = default_config().optimizer
     config.optimizer = ConfigDict(
-        {name: config_dict.placeholder(type(value)) for name, value in default().optimizer.items()}
+        {name: config_dict.placeholder(type(value)) for name, value in usual.items()}
     )
     return config
 
 
-def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
-    """Checks everything that can be known before data and devices are touched.
+def copied(config) -> ConfigDict:
+    """A copy that shares nothing; ConfigDict's own would share the peers, which are in a tuple."""
+    config = config.copy_and_resolve_references()
+    config.peers = tuple(peer.copy_and_resolve_references() for peer in config.peers)
+    return config
 
-    Args:
-      config: the whole config; its networks' names are put into the registry's spelling.
-      num_devices: how many there are.
-      own_data: the caller gives arrays, so that `data.name` names nothing.
 
-    Returns:
-      The mesh shape, (data, peer).
-
-    Raises:
-      UserError: the first thing that is wrong, with the value given and those allowed.
-    """
-    if not config.peers or not all(isinstance(one, ConfigDict) for one in config.peers):
-        raise UserError(
-            f"config.peers is {config.peers!r}, allowed: a tuple of networks, each made by "
-            "orc_jax.config.peer"
-        )
-    method = methods.get(config.method.get("name", ""))
-    template = default(config.method.name)
-    template.peers = tuple(peer("") for _ in config.peers)
-    _check_keys(config, template, "config")
-    for i, one in enumerate(config.peers):
+def resolved(config) -> ConfigDict:
+    """A copy whose networks have the registry's spelling; `UserError` if one is unknown."""
+    config = copied(config)
+    for i, member in enumerate(config.peers):
         try:
-            one.model = models.canonical(one.model)
+            member.model = models.canonical(member.model)
         except UserError as error:
             raise UserError(f"config.peers[{i}].model: {error}") from error
-        _check_optimizer(optimizers.settings(config, one), f"peers[{i}].optimizer")
-    methods.check(config.method, [one.model for one in config.peers])
-    _check_peers(config, method, own_data)
-
-    _one_of(config.precision, ("float32", "bfloat16"), "precision")
-    if not own_data and not config.data.name.startswith(data.TFDS):
-        _one_of(config.data.name, data.NAMES, "data.name")
-    _one_of(config.data.pad_mode, ("zero", "reflect"), "data.pad_mode")
-    for key, least in (
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("eval_batch_size", 1),
-        ("eval_every", 1),
-        ("checkpoint_every", 1),
-        ("micro_batches", 1),
-    ):
-        _at_least(config[key], least, key)
-    if config.data.train_images and config.data.train_images < config.batch_size:
-        raise UserError(
-            f"data.train_images is {config.data.train_images}, allowed: 0 for all, or batch_size, "
-            f"{config.batch_size}, or more"
-        )
-    _one_of(config.data.on_error, ("stop", "skip"), "data.on_error")
-    if own_data or config.data.name in data.OF_ONE_SIZE:
-        for key in ("size", "eval_resize"):
-            if config.data[key]:
-                raise UserError(
-                    f"data.{key} is {config.data[key]}, allowed: 0, because {config.data.name} "
-                    "has images of one size"
-                )
-    for key in ("pad", "size", "workers", "eval_resize"):
-        _at_least(config.data[key], 0, f"data.{key}")
-    for key, least in (("val_share", 1e-9), ("memory", 0)):
-        if not least <= config.data[key] < 1:
-            raise UserError(f"data.{key} is {config.data[key]}, allowed: between 0 and 1")
-    for key in ("jitter", "mixup", "cutmix"):
-        _at_least(config.data[key], 0, f"data.{key}")
-    for key in ("erase", "label_smoothing"):
-        if not 0 <= config.data[key] <= 1:
-            raise UserError(f"data.{key} is {config.data[key]}, allowed: 0 to 1")
-    if not 0 <= config.seed < 2**31:
-        raise UserError(f"seed is {config.seed}, allowed: 0 to {2**31 - 1}")
-    return _mesh_shape(config, method, num_devices)
-
-
-def _check_peers(config, method, own_data):
-    """The peers can do what the method asks of them."""
-    for i, kind in enumerate(method.positions.kinds(config.method, len(config.peers))):
-        if kind == "frozen" and not config.peers[i].init_from:
-            raise UserError(
-                f"{config.method.name} needs a trained {config.peers[i].model} in "
-                f"peers[{i}].init_from: a run's directory, a saved network or a PyTorch file"
-                + ("" if own_data else f". Two commands: {_two_commands(config, i)}")
-            )
-    if method.needs.shared_trunk(config.method):
-        if config.mesh.peer not in (1, -1):
-            raise UserError(
-                f"mesh.peer is {config.mesh.peer}, allowed: 1, because the branches of "
-                f"{config.method.name} share a trunk"
-            )
-        settings = [optimizers.settings(config, one) for one in config.peers]
-        for i, one in enumerate(config.peers):
-            for key, differs in (
-                ("optimizer", settings[i] != settings[0]),
-                ("init_from", one.init_from != config.peers[0].init_from),
-            ):
-                if differs:
-                    raise UserError(
-                        f"peers[{i}].{key} differs from that of peers[0], but the branches of "
-                        f"{config.method.name} share a trunk"
-                    )
-    if method.needs.auxiliary_heads:
-        for i, one in enumerate(config.peers):
-            if not models.create(one.model, 1).auxiliary:
-                raise UserError(f"{one.model} (peers[{i}]) has no auxiliary heads")
-
-
-def _two_commands(config, teacher):
-    """How to train a frozen teacher, and then with it."""
-    main, file = "python -m orc_jax.main", f"configs/{config.data.name}.py"
-    if config.data.name == "folder" or config.data.name.startswith(data.TFDS):
-        main += f" --config.data.name={config.data.name} --config.data.dir={config.data.dir}"
-        main += f" --config.data.size={config.data.size}"
-        file = "configs/folder.py"
-    networks = [one.model for one in config.peers]
-    place = "" if teacher == 0 else f" --config.method.teacher={teacher}"
-    return (
-        f"{main} --config={file}:ind:{networks[teacher]} --workdir=runs/teacher && "
-        f"{main} --config={file}:{config.method.name}:{','.join(networks)}{place} "
-        f"'--config.peers[{teacher}].init_from=runs/teacher'"
-    )
-
-
-def _check_keys(config, template, where):
-    """The config has just the keys that the template has, at every level."""
-    if unknown_keys := sorted(set(config) - set(template)):
-        raise unknown(f"key of {where}", unknown_keys[0], template)
-    if missing := sorted(set(template) - set(config)):
-        raise UserError(f"{where} has no key {missing[0]!r}")
-    for key, value in template.items():
-        if isinstance(value, ConfigDict):
-            _check_keys(config[key], value, f"{where}.{key}")
-        elif key == "peers":
-            for i, (one, same) in enumerate(zip(config.peers, value, strict=True)):
-                _check_keys(one, same, f"{where}.peers[{i}]")
-
-
-def _check_optimizer(settings, where):
-    _one_of(settings.name, optimizers.OPTIMIZERS, f"{where}.name")
-    _one_of(settings.schedule, optimizers.SCHEDULES, f"{where}.schedule")
-    for key in ("learning_rate", "momentum", "weight_decay", "decay", "warmup_epochs"):
-        _at_least(settings[key], 0, f"{where}.{key}")
-    for epoch in settings.decay_epochs:
-        if not isinstance(epoch, (int, float)) or epoch < 0:
-            raise UserError(f"{where}.decay_epochs has {epoch!r}, allowed: numbers from 0")
-
-
-def _one_of(value, allowed: Sequence[str], where):
-    if value not in allowed:
-        raise unknown(f"value of {where}", value, allowed)
-
-
-def _at_least(value, least, where):
-    if not value >= least:
-        raise UserError(f"{where} is {value}, allowed: {least} or more")
-
-
-def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
-    data, peer = config.mesh.data, config.mesh.peer
-    for key in ("data", "peer"):
-        if config.mesh[key] < 1 and config.mesh[key] != -1:
-            raise UserError(f"mesh.{key} is {config.mesh[key]}, allowed: -1, or 1 or more")
-    layouts = peers.layout(config, method)
-    if peer == -1:
-        chosen = data == -1
-        peer = mesh.best_split(layouts, num_devices, config.batch_size) if chosen else 1
-    if data == -1:
-        data = num_devices // peer
-    if data < 1 or data * peer > num_devices:
-        raise UserError(
-            f"mesh.data={config.mesh.data}, mesh.peer={peer} needs {max(1, data) * peer} "
-            f"devices, here are {num_devices} ({jax.default_backend()})"
-        )
-    if jax.process_count() > 1 and data * peer < num_devices:
-        raise UserError(
-            f"mesh.data={data}, mesh.peer={peer} leaves {num_devices - data * peer} of the "
-            f"{num_devices} devices of all processes idle: allowed are meshes of all of them"
-        )
-    divisor = mesh.divisor(layouts, data, peer)
-    if config.batch_size % divisor:
-        raise UserError(
-            f"batch_size is {config.batch_size}, allowed: multiples of {divisor}, because of the "
-            f"{data} devices of the mesh for data × {peer} for peers"
-        )
-    if config.batch_size % (divisor * config.micro_batches):
-        raise UserError(
-            f"micro_batches is {config.micro_batches}, allowed: what divides the "
-            f"{config.batch_size // divisor} images of a device"
-        )
-    return data, peer
+    return config
 
 
 def to_json(config) -> str:
@@ -288,17 +112,17 @@ def to_json(config) -> str:
 def from_json(text: str) -> ConfigDict:
     """A config that `to_json` wrote."""
     config = ConfigDict(json.loads(text))
-    config.peers = tuple(ConfigDict(one) for one in config.peers)
+    config.peers = tuple(map(ConfigDict, config.peers))
     return config
 
 
-def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
-    """The keys at which two configs differ, each as "key: value → other value"."""
-    one, other = flat(json.loads(to_json(one))), flat(json.loads(to_json(other)))
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """The keys at which two configs differ, each as "key: old value → new value"."""
+    old, new = flat(json.loads(to_json(old))), flat(json.loads(to_json(new)))
     return [
-        f"{key}: {one.get(key)!r} → {other.get(key)!r}"
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key, "absent") != other.get(key, "absent")
+        f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
     ]
 
 
@@ -306,7 +130,7 @@ def flat(tree, prefix=""):
     """Nested dicts, and lists of dicts, as one dict with dotted keys."""
     if isinstance(tree, dict):
         items = {f"{prefix}.{key}" if prefix else key: value for key, value in tree.items()}
-    elif isinstance(tree, list) and any(isinstance(one, dict) for one in tree):
+    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
         items = {f"{prefix}[{i}]": value for i, value in enumerate(tree)}
     else:
         return {prefix: tree}

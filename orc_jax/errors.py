@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and its wording."""
+"""The one exception that a user's mistake raises, its wording, and small checks that raise it."""
 
 import difflib
 from collections.abc import Iterable
@@ -29,3 +29,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     nearest = max(known, key=likeness)
     hint = f"did you mean {nearest!r}? " if likeness(nearest)[0] >= 0.6 else ""
     return UserError(f"unknown {kind} {name!r}: {hint}allowed: {', '.join(known)}")
+
+
+def one_of(value, allowed: Iterable[str], where: str) -> None:
+    """Raises `UserError` unless the value, of the setting `where`, is one of these."""
+    if value not in allowed:
+        raise unknown(f"value of {where}", value, allowed)
+
+
+def at_least(value, least, where: str) -> None:
+    """Raises `UserError` if the value, of the setting `where`, is less than this."""
+    if not value >= least:
+        raise UserError(f"{where} is {value}, allowed: {least} or more")

@@ -1,6 +1,6 @@
 """Recipes: which networks train by which method with which settings.
 
-A config file holds a table of them by name. What a recipe does not set is `config.default`'s.
+A config file holds a table of them by name. What a recipe does not set is `default_config`'s.
 """
 
 from importlib.util import find_spec
@@ -56,7 +56,7 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
     if not all(given):
         raise UserError(f"{file}:{preset} has an empty network name")
     peers = tuple(map(models.canonical, given))
-    config = configs.default(recipe.method)
+    config = configs.default_config(recipe.method)
     config.update(recipe.run)
     config.method.update(recipe.settings)
     config.peers = tuple(configs.peer(network) for network in peers)

@@ -34,13 +34,14 @@ from orc_jax.methods.method import Batch, Method
 from orc_jax.state import MethodState, State, streams
 
 
-def make_train_step(config, group: peers.Group, method: Method):
+def make_train_step(config, group: peers.Group, method: Method, *, streamed: bool = False):
     """Make the step of a group and method: (state, train split, order [steps, B]) → state.
 
     Args:
       config: the whole config; `config.method` goes to the method.
       group: the networks and their mesh.
       method: of `orc_jax.methods`.
+      streamed: whether the split is one batch, of images that were cropped while they were read.
     """
     own_images = method.needs.own_augmentation
 
@@ -53,7 +54,7 @@ def make_train_step(config, group: peers.Group, method: Method):
         positions = order[at]
         labels = data.labels[positions]
         shape = (group.size,) * own_images + positions.shape
-        changes = batches.draw_augmentation(augmentation_key, config.data, shape)
+        changes = batches.draw_augmentation(augmentation_key, config.data, shape, cropped=streamed)
         mixture = mixing.draw(mixture_key, config.data, len(positions), data.images.shape[1:3])
 
         def augmented(slots):
@@ -197,15 +198,19 @@ def make_prediction_step(group: peers.Group, batch_size: int):
     return step
 
 
-def compile_steps(config, group: peers.Group, method: Method):
+def compile_steps(config, group: peers.Group, method: Method, *, streamed: bool = False):
     """The jitted train, evaluation and prediction step; the train step's state is donated.
+
+    Args:
+      config, group, method: see `make_train_step`.
+      streamed: whether a split is one batch, of which every device was handed its rows.
 
     Returns:
       See `make_train_step`, `make_evaluation_step` and `make_prediction_step`.
     """
     everywhere, by_rows = PartitionSpec(), PartitionSpec("data")
     split = everywhere
-    if config.data.streamed:  # a batch, of which every device was handed its rows
+    if streamed:
         split = batches.OnDevice(by_rows, by_rows, everywhere, everywhere)
     state = states.spec(group)
 
@@ -214,7 +219,7 @@ def compile_steps(config, group: peers.Group, method: Method):
     def spmd(step, in_specs, out_specs, **kwargs):
         @wraps(step)
         def on_whole_batch(first, data, *rest):
-            if config.data.streamed:
+            if streamed:
                 rows = lax.all_gather((data.images, data.labels), "data", tiled=True)
                 data = batches.OnDevice(*rows, data.mean, data.std)
             return step(first, data, *rest)
@@ -224,7 +229,7 @@ def compile_steps(config, group: peers.Group, method: Method):
         )
         return jax.jit(mapped, **kwargs)
 
-    train = make_train_step(config, group, method)
+    train = make_train_step(config, group, method, streamed=streamed)
     size = evaluation_batch_size(config, group)
     return (
         spmd(train, (state, split, everywhere), state, donate_argnums=0),

@@ -1,11 +1,8 @@
 """The loop: data, state, steps, evaluation, checkpoints, metrics."""
 
 import collections
-import contextlib
-import signal
-import sys
-import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import peers
+from orc_jax.data import batches, stream
 from orc_jax.errors import UserError
-from orc_jax.prepare import evaluate_split, prepare, show_table, training_batches
+from orc_jax.evaluation import evaluate_split, show_table
+from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, metrics, processes
-from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
+from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint
 from orc_jax.runtime.profile import Profiler
-from orc_jax.runtime.workdir import Lock, check, create
-from orc_jax.state import State, abstract_state, failures, init_state
+from orc_jax.runtime.signals import Interruption
+from orc_jax.runtime.workdir import Lock, began, check, create
+from orc_jax.state import State, abstract_state, failures, init_state, streams
 from orc_jax.step import compile_steps, evaluation_batch_size
 from orc_jax.trained import saved
 
@@ -44,7 +44,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     """Trains the group that a config describes, or goes on where it was stopped.
 
     Args:
-      config: the whole config, e.g. from `configs/digits.py` or `orc_jax.config.default`.
+      config: the whole config, e.g. from `configs/digits.py` or `orc_jax.default_config`.
       workdir: where config, metrics, roles and checkpoints go. The same call again
         resumes there.
       data: arrays to train on in place of a named data set, (train images, train labels,
@@ -61,11 +61,9 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     if data is not None:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
-    if (workdir / "config.json").exists():
-        # On a machine of other memory too, a run goes on as it began.
-        config = config.copy_and_resolve_references()
-        config.data.streamed = read_config(workdir).get("data", {}).get("streamed")
-    setup = prepare(config, data)
+    # On a machine of other memory too, a run goes on as it began.
+    streamed = began(workdir).streamed if (workdir / "config.json").exists() else None
+    setup = prepare(config, data, streamed)
     config = setup.config
     check(workdir, config, setup.dataset)
     weights = {}
@@ -73,7 +71,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
     processes.barrier("the work directory is checked")
     with Lock(workdir), Interruption() as interruption:
-        create(workdir, config, setup.dataset, setup.images)
+        create(workdir, config, setup.dataset, setup.images, len(setup.train_split.labels))
         processes.barrier("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
             return _train(setup, workdir, weights, checkpoints, interruption, called)
@@ -81,7 +79,9 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
 
 def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result:
     config, group, per_epoch = setup.config, setup.group, setup.steps_per_epoch
-    train_step, evaluation_step, prediction_step = compile_steps(config, group, setup.method)
+    train_step, evaluation_step, prediction_step = compile_steps(
+        config, group, setup.method, streamed=setup.streamed
+    )
     renew = renewal(setup, prediction_step)
     step = checkpoints.step("last") or 0
     if step:
@@ -102,7 +102,7 @@ def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result
         for epoch in range(step // per_epoch, config.epochs):
             if renew and step == epoch * per_epoch:
                 state = renew(state)
-            began, first = time.monotonic(), step
+            epoch_began, first = time.monotonic(), step
             while step < (epoch + 1) * per_epoch and not interruption.stops_before(step):
                 split, order = next(following)
                 profiler.before_step(state)
@@ -132,7 +132,7 @@ def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result
                 )
                 return Result(state, record, finished=False)
 
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - epoch_began
             record = {
                 "epoch": epoch + 1,
                 "step": step,
@@ -158,6 +158,33 @@ def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result
     title = f"{config.method.name} after epoch {config.epochs}"
     show_table(setup, title, record["test"], state.promotions.tolist(), step)
     return Result(state, record, finished=True)
+
+
+def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
+    """(split, order) for the train step, from this step on to the last one.
+
+    The split is all images on the devices and the order that of the epoch; or, for images
+    that are streamed, the split is one batch, in the order in which it came.
+    """
+    config, split = setup.config, setup.train_split
+    last, shape = config.epochs * setup.steps_per_epoch, (setup.steps_per_epoch, config.batch_size)
+    if setup.streamed:
+        order = setup.on_mesh(np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
+        rows = setup.own_rows(config.batch_size)
+        for batch in stream.training(
+            split, config.seed, config.batch_size, config.epochs, step, rows
+        ):
+            yield setup.batch_on_mesh(split, *batch), order
+        return
+    epoch_order = jax.jit(
+        batches.epoch_order, static_argnums=(2, 3), out_shardings=setup.everywhere
+    )
+    key, count = streams(config.seed)[1], len(split.labels)
+    for at in range(step, last):
+        if at == step or at % shape[0] == 0:
+            epoch = setup.on_mesh(np.int32(at // shape[0]))
+            order = epoch_order(key, epoch, count, config.batch_size)
+        yield split, order
 
 
 def _score(setup, record) -> float:
@@ -193,7 +220,7 @@ def _save_kept(setup, workdir, state):
             "network": setup.group.names[peer],
             "num_classes": setup.dataset.num_classes,
             "class_names": setup.dataset.class_names,
-            **setup.images,
+            **setup.images.to_json(),
         }
         take = partial(peers.plain_variables, setup.group.stacks, peer=peer)
         variables = jax.jit(take, out_shardings=setup.everywhere)(state.stacks)
@@ -234,39 +261,3 @@ def _check_finite(setup, state, checkpoints):
         f"the loss of peer {', '.join(who)} is not finite from step {step} on: stopped; {kept}. "
         "A lower learning rate or a warm-up often helps."
     )
-
-
-class Interruption:
-    """Notes the first SIGTERM or Ctrl-C; a second one acts as it always did."""
-
-    def __init__(self):
-        self.requested = ""
-        self._before = {}
-
-    def stops_before(self, step: int) -> bool:
-        """Whether this step is not to be done any more, in no process."""
-        if processes.stops_before(step):
-            self.requested = "SIGTERM"
-        return bool(self.requested)
-
-    def __enter__(self):
-        # Several processes must end at the same step: there JAX has its own handler of SIGTERM.
-        if jax.process_count() > 1:
-            return self
-        # Only the main thread may set handlers; elsewhere the signals keep their meaning.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame):
-        self.requested = signal.Signals(number).name
-        self.__exit__()
-        message = "stopping after this step, with a checkpoint; once more: at once, without one"
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            print(f"{self.requested}: {message}", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}

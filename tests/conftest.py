@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from orc_jax import config as configs
-from orc_jax import models
+from orc_jax import data, models
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import ResidualBlock, Stem
@@ -163,7 +163,7 @@ def tiny_config(
     networks=("pixels_wide", "pixels", "pixels", "pixels"), method_name="orc", **method
 ):
     """A config of a tiny group on digits-like images; keywords go to config.method."""
-    config = configs.default(method_name)
+    config = configs.default_config(method_name)
     config.epochs = 2
     config.batch_size = 16
     config.eval_batch_size = 16
@@ -174,6 +174,11 @@ def tiny_config(
     config.method.update(method)
     config.peers = tuple(configs.peer(network) for network in networks)
     return config
+
+
+def load_data(config):
+    """The data set of a config, kept in its `data.cache`; what is said goes to standard output."""
+    return data.load(config, data.Host(folder=Path(config.data.cache), say=print))
 
 
 def tiny_data(seed=0, train=50, test=21, num_classes=5):

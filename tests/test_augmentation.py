@@ -13,7 +13,7 @@ N = 10
 
 
 def settings(**changes):
-    data = configs.default().data
+    data = configs.default_config().data
     data.update({"pad": 0, "flip": False} | changes)
     return data
 
@@ -94,7 +94,8 @@ def test_parts_lie_within_and_have_the_shapes_asked_for():
     area, ratio = height * width, width / height
     assert 0.07 < area.min() < 0.12 and 0.9 < area.max() <= 1 and 0.48 < area.mean() < 0.56
     assert 0.74 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.34
-    streamed = draw(resized_crop=True, streamed=True)
+    data = settings(resized_crop=True)
+    streamed = batches.draw_augmentation(jax.random.key(0), data, (N,), cropped=True)
     assert streamed.part is None  # cut before they came
 
 

@@ -1,8 +1,8 @@
 import pytest
 from conftest import tiny_config, tiny_data
 
+from orc_jax import checks, methods, optimizers, peers
 from orc_jax import config as configs
-from orc_jax import methods, optimizers, peers
 from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
 
@@ -37,10 +37,10 @@ from orc_jax.prepare import prepare
 )
 def test_values_that_make_no_sense(key, value, message):
     config = tiny_config()
-    configs.check(config, 2)
+    checks.check(config, 2)
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
-        configs.check(config, 2)
+        checks.check(config, 2)
 
 
 def test_unknown_network_and_keys():
@@ -49,28 +49,31 @@ def test_unknown_network_and_keys():
     with pytest.raises(
         UserError, match=r"peers\[1\].model: .* 'resnet21': did you mean 'resnet20'"
     ):
-        configs.check(config, 1)
+        checks.check(config, 1)
     config = tiny_config()
     config.method.temprature = 3.0
     with pytest.raises(UserError, match="'temprature': did you mean 'temperature'"):
-        configs.check(config, 1)
+        checks.check(config, 1)
     config = tiny_config()
     config.peers[2].lr = 3.0
     with pytest.raises(UserError, match=r"config.peers\[2\] 'lr'"):
-        configs.check(config, 1)
+        checks.check(config, 1)
     config = tiny_config()
     del config.data.flip
     with pytest.raises(UserError, match=r"config\.data has no key 'flip'"):
-        configs.check(config, 1)
+        checks.check(config, 1)
 
 
 def test_networks_in_spellings_that_people_type():
     config = tiny_config(("ResNet-56", "WRN-40-2", "vgg_16"), "dml")
-    configs.check(config, 1)
-    assert [one.model for one in config.peers] == ["resnet56", "wrn_40_2", "vgg16"]
+    before = config.to_json()
+    checks.check(config, 1)
+    assert config.to_json() == before
+    names = [peer.model for peer in configs.resolved(config).peers]
+    assert names == ["resnet56", "wrn_40_2", "vgg16"] and config.to_json() == before
     config.peers[0].model = "ResNet-18"
     with pytest.raises(UserError, match="may be ResNet18 or resnet18"):
-        configs.check(config, 1)
+        checks.check(config, 1)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +94,17 @@ def test_networks_in_spellings_that_people_type():
 def test_the_mesh_that_exchanges_the_fewest_gradients(method, networks, devices, mesh):
     config = tiny_config(networks, method)
     config.batch_size = 24
-    assert configs.check(config, devices) == mesh
+    assert checks.check(config, devices) == mesh
     config.mesh.data = 1
-    assert configs.check(config, devices) == (1, 1)
+    assert checks.check(config, devices) == (1, 1)
+
+
+def test_preparing_leaves_the_config_as_it_was():
+    config = tiny_config(("ResNet-8", "pixels"), "dml")
+    before = config.to_json()
+    setup = prepare(config, tiny_data())
+    assert config.to_json() == before
+    assert [peer.model for peer in setup.config.peers] == ["resnet8", "pixels"]
 
 
 def test_images_too_small_for_a_network():
@@ -107,7 +118,7 @@ def test_json_keeps_a_config():
     config.peers[1].optimizer.learning_rate = 0.3
     again = configs.from_json(configs.to_json(config))
     assert configs.differences(config, again) == []
-    configs.check(again, 1)
+    checks.check(again, 1)
     again.peers[1].model = "pixels_wide"
     again.method.pivot = None
     assert configs.differences(config, again) == [
@@ -117,7 +128,7 @@ def test_json_keeps_a_config():
 
 
 def rates(epochs=10, steps_per_epoch=4, **settings):
-    config = configs.default()
+    config = configs.default_config()
     config.optimizer.update(settings)
     schedule = optimizers.schedule(config.optimizer, epochs, steps_per_epoch)
     return [float(schedule(step)) for step in range(epochs * steps_per_epoch)]

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_config, tiny_data
+from conftest import ROOT, load_data, tiny_config, tiny_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
+from orc_jax import checks, data
 from orc_jax import config as configs
-from orc_jax import data
 from orc_jax.data import batches, cifar, decode, digits, stream, tfds
 from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
@@ -110,6 +110,17 @@ def test_cifar_in_every_form(tmp_path, name, form, unpack):
     assert dataset.num_classes == (100 if name == "cifar100" else 10)
 
 
+@pytest.mark.parametrize("name, file", [("cifar10", "data_batch_3"), ("cifar100", "train")])
+def test_the_test_images_of_cifar_need_no_training_images(tmp_path, name, file):
+    write_cifar(tmp_path, name, "python", unpack=True)
+    config = prepared_config(tmp_path, name, dir=str(tmp_path))
+    whole = data.load(config)
+    next(tmp_path.rglob(file)).unlink()
+    dataset = data.load_test(config, whole.class_names, 32, False)
+    assert dataset.train is None and dataset.class_names == whole.class_names
+    np.testing.assert_array_equal(dataset.test.images, whole.test.images)
+
+
 def test_truncated_and_corrupt_archives_are_named(tmp_path):
     write_cifar(tmp_path, "cifar10", "python", unpack=False)
     archive = tmp_path / "cifar-10-python.tar.gz"
@@ -160,14 +171,14 @@ def test_absent_cifar_says_what_to_do(tmp_path):
 
 
 def prepared_config(tmp_path, name, **changes):
-    config = configs.default()
+    config = configs.default_config()
     config.data.update(name=name, dir=str(ROOT / "tests" / "prepared"), cache=str(tmp_path))
     config.data.update(changes)
     return config
 
 
 def test_tfds_reads_array_record_without_tensorflow(tmp_path):
-    dataset = data.load(prepared_config(tmp_path, "cifar100"))
+    dataset = load_data(prepared_config(tmp_path, "cifar100"))
     assert "tensorflow" not in sys.modules
     assert len(dataset.train.labels) == 100 and len(dataset.test.labels) == 20
     assert dataset.num_classes == 100 and dataset.image_shape == (32, 32, 3)
@@ -179,19 +190,19 @@ def test_tfds_reads_array_record_without_tensorflow(tmp_path):
 def test_any_builder_of_tfds_by_its_name(tmp_path):
     config = prepared_config(tmp_path, "tfds:cifar100", size=16)
     config.peers = tiny_config().peers
-    configs.check(config, 1)
-    dataset = data.load(config)
+    checks.check(config, 1)
+    dataset = load_data(config)
     assert dataset.image_shape == (16, 16, 3) and len(dataset.train.labels) == 100
     np.testing.assert_array_equal(dataset.train.images[:, 3, 4, 1], dataset.train.labels)
     config.data.name = "tfds:beans"
     with pytest.raises(UserError, match=r"beans is not in .*tfds build beans"):
-        data.load(config)
+        load_data(config)
 
 
 def test_tfds_is_streamed_where_it_does_not_fit(tmp_path):
     config = prepared_config(tmp_path, "tfds:cifar100", size=32, memory=0.0)
-    dataset = data.load(config)
-    whole = data.load(prepared_config(tmp_path, "tfds:cifar100"))
+    dataset = load_data(config)
+    whole = load_data(prepared_config(tmp_path, "tfds:cifar100"))
     assert whole.train.checksums()["labels"][0] == [100]
     for workers in (0, 2):
         config.data.workers = workers
@@ -240,11 +251,11 @@ def test_damaged_images_of_tfds_are_listed_before_the_first_step(
 ):
     fake_builder(monkeypatch, tmp_path, "ab", train=[0, None, 1, 7, 1], test=[0, 1])
     with pytest.raises(UserError) as error:
-        data.load(fake_config(tmp_path, memory=memory))
+        load_data(fake_config(tmp_path, memory=memory))
     assert str(error.value).startswith("2 of the images cannot be decoded")
     assert f"{tmp_path}/prepared, train, record 1 (no image that Pillow knows)" in str(error.value)
     assert "record 3 (its label is 7)" in str(error.value)
-    dataset = data.load(fake_config(tmp_path, memory=memory, on_error="skip"))
+    dataset = load_data(fake_config(tmp_path, memory=memory, on_error="skip"))
     assert dataset.train.labels.tolist() == [0, 1, 1]
     assert dataset.image_shape == (8, 8, 1)
     assert "left out 2 images" in capsys.readouterr().out
@@ -261,16 +272,28 @@ def test_the_second_split_of_tfds(monkeypatch, tmp_path):
         ({"train": [0, 1] * 5}, 2),
     ):
         fake_builder(monkeypatch, tmp_path, "abc", **splits)
-        dataset = data.load(fake_config(tmp_path, cache=str(tmp_path / f"{len(splits)}{count}")))
+        dataset = load_data(fake_config(tmp_path, cache=str(tmp_path / f"{len(splits)}{count}")))
         assert len(dataset.test.labels) == count and dataset.class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+def test_the_test_images_of_tfds_need_no_training_images(monkeypatch, tmp_path, memory):
+    sources = fake_builder(monkeypatch, tmp_path, "ab", train=[0, 1], test=[0, 1, 1])
+    config = fake_config(tmp_path, memory=memory)
+    whole = load_data(config)
+    sources["train"] = None
+    dataset = data.load_test(config, ("a", "b"), 8, whole.streamed)
+    assert dataset.train is None and whole.streamed == (memory == 0)
+    assert dataset.image_shape == (8, 8, 1)
+    assert dataset.test.checksums() == whole.test.checksums()
 
 
 def test_labels_of_tfds_are_read_once(monkeypatch, tmp_path):
     sources = fake_builder(monkeypatch, tmp_path, "ab", train=[0, 1], test=[0, 1])
-    first = data.load(fake_config(tmp_path, memory=0.0))
+    first = load_data(fake_config(tmp_path, memory=0.0))
     for record in (*sources["train"], *sources["test"]):
         record["label"] = 1
-    again = data.load(fake_config(tmp_path, memory=0.0))
+    again = load_data(fake_config(tmp_path, memory=0.0))
     np.testing.assert_array_equal(first.train.labels, again.train.labels)
 
 
@@ -279,7 +302,7 @@ def test_grey_images_of_tfds_have_one_channel():
     records = tfds.Records(source, "mnist, train", np.arange(2), np.zeros(2, np.int32), 1, 8)
     decoded = decode.decode(records.file(0), 8, channels=1)
     np.testing.assert_array_equal(decoded[..., 0], np.arange(64).reshape(8, 8))
-    settings = configs.default().data
+    settings = configs.default_config().data
     split = stream.OnDisk(records, np.zeros(1), np.ones(1), settings)
     with pytest.raises(UserError, match=r"mnist, train, record 1 cannot be decoded"):
         list(stream.evaluation(split, 2))
@@ -294,24 +317,24 @@ def test_tfds_errors(tmp_path, monkeypatch):
     info.parent.mkdir(parents=True)
     info.write_text('{"fileFormat": "tfrecord"}')
     with pytest.raises(UserError, match=r"prepared as tfrecord.*tfds build cifar100"):
-        data.load(config)
+        load_data(config)
     for text in ("{", "[]"):
         info.write_text(text)
         with pytest.raises(UserError, match="corrupt"):
-            data.load(config)
+            load_data(config)
     config.data.name = "tfds:/"
     with pytest.raises(UserError, match=r"data\.name is 'tfds:/', allowed: tfds: and the name"):
-        data.load(config)
+        load_data(config)
     config.data.name = "tfds:cifar100"
     shutil.copytree(ROOT / "tests/prepared/cifar100/3.0.2", info.parent, dirs_exist_ok=True)
     (record,) = info.parent.glob("*train.array_record*")
     record.write_bytes(record.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"3\.0\.2(, train, record 0)? .*(cannot be read|damaged)"):
-        data.load(config)
+        load_data(config)
     for module in ("array_record", "tensorflow_datasets"):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=r"pip install 'orc-jax\[tfds\]'"):
-            data.load(prepared_config(tmp_path, "tfds:cifar100"))
+            load_data(prepared_config(tmp_path, "tfds:cifar100"))
 
 
 def test_unknown_data_set():

@@ -16,7 +16,7 @@ from conftest import QUICK, ROOT, run_command
 from experiments import jobs, results, run, tables
 from experiments import study as studies
 from experiments.study import Study
-from orc_jax.config import default, peer, to_json
+from orc_jax.config import default_config, peer, to_json
 from orc_jax.errors import UserError
 
 # By ml_collections, for every config file.
@@ -116,7 +116,7 @@ def test_gpus_are_those_that_nvidia_smi_lists(tmp_path, monkeypatch):
 
 def finished_run(workdir, networks, method, top1, ensemble, promotions=None):
     """A work directory as a finished run of two epochs leaves it, as far as studies read it."""
-    config = default(method)
+    config = default_config(method)
     config.epochs, config.peers = 2, tuple(map(peer, networks))
     for i in range(len(networks)):
         (workdir / "networks" / str(i)).mkdir(parents=True)

@@ -5,11 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import QUICK, run_command
+from conftest import QUICK, load_data, run_command
 from PIL import Image
 
 from orc_jax import config as configs
-from orc_jax import data
 from orc_jax.data import decode, folder
 from orc_jax.errors import UserError
 
@@ -28,7 +27,7 @@ def save(path, image=None, **options):
 
 
 def config_of(root, **changes):
-    config = configs.default()
+    config = configs.default_config()
     config.data.update(name="folder", dir=str(root), size=8, cache=str(root.parent / "cache"))
     config.data.update(changes)
     return config
@@ -55,7 +54,7 @@ def test_train_and_val_nested_or_flat(root):
     assert listing.train.paths[3] == "train/cat/more/3.png"
     assert listing.train.labels.tolist() == [0] * 4 + [1] * 4
     assert listing.test.labels.tolist() == [0, 0, 1, 1]
-    dataset = data.load(config_of(root))
+    dataset = load_data(config_of(root))
     assert dataset.train.images.shape == (8, 8, 8, 3) and dataset.train.images.dtype == np.uint8
     expected = decode.decode(root / "train" / "dog" / "1.png", 8)
     np.testing.assert_array_equal(dataset.train.images[5], expected)
@@ -71,10 +70,10 @@ def test_without_a_second_split_one_is_cut_off(root, with_train):
         for name in ("cat", "dog"):
             (root / "train" / name).rename(root / name)
         (root / "train").rmdir()
-    dataset = data.load(config_of(root, val_share=0.25))
+    dataset = load_data(config_of(root, val_share=0.25))
     assert np.bincount(dataset.train.labels).tolist() == [3, 3]
     assert np.bincount(dataset.test.labels).tolist() == [1, 1]
-    again = data.load(config_of(root, val_share=0.25))
+    again = load_data(config_of(root, val_share=0.25))
     np.testing.assert_array_equal(again.test.images, dataset.test.images)
 
 
@@ -97,6 +96,8 @@ def test_tiny_imagenets_own_layout(tmp_path):
     assert listing.test.labels.tolist() == [0, 1]
     (root / "wnids.txt").write_text("n02\nn01")  # no end of line
     assert folder.find(root).class_names == ("n02", "n01")
+    shown = folder.find(root, ("n02", "n01"))  # of the test images alone
+    assert shown.train is None and shown.test.paths == listing.test.paths
     (root / "wnids.txt").write_text("n02\nn03\n")
     with pytest.raises(UserError, match="'n01' is not both in wnids"):
         folder.find(root)
@@ -141,11 +142,11 @@ def test_images_are_scaled_by_their_shorter_side_and_cropped_to_the_centre(tmp_p
 
 def test_the_size_is_the_images_own_if_they_agree(root):
     with pytest.raises(UserError, match=r"not of one square size .*12×10.*data\.size=64"):
-        data.load(config_of(root, size=0))
+        load_data(config_of(root, size=0))
     for path in root.rglob("*.*"):
         if path.is_file():
             save(path, picture(0, (9, 9)))
-    assert data.load(config_of(root, size=0)).image_shape == (9, 9, 3)
+    assert load_data(config_of(root, size=0)).image_shape == (9, 9, 3)
 
 
 def spoil(root):
@@ -161,14 +162,14 @@ def test_bad_files_stop_the_run_before_it_begins(root):
     bad = spoil(root)
     for _ in range(2):  # decoded, then from the cache
         with pytest.raises(UserError) as error:
-            data.load(config_of(root))
+            load_data(config_of(root))
         assert str(error.value).startswith("3 of the images cannot be decoded")
         assert all(str(path) in str(error.value) for path in bad)
 
 
 def test_bad_files_are_left_out_on_request_and_said(root, capsys):
     bad = spoil(root)
-    dataset = data.load(config_of(root, on_error="skip"))
+    dataset = load_data(config_of(root, on_error="skip"))
     assert dataset.train.labels.tolist() == [0, 1, 1, 1, 1]
     np.testing.assert_array_equal(
         dataset.train.images[0], decode.decode(root / "train/cat/more/3.png", 8)
@@ -178,18 +179,18 @@ def test_bad_files_are_left_out_on_request_and_said(root, capsys):
 
 
 def test_the_cache_is_keyed_by_the_content(root, monkeypatch):
-    first = data.load(config_of(root))
+    first = load_data(config_of(root))
     files = sorted((root.parent / "cache").iterdir())
     assert [path.suffix for path in files] == [".npz"] * 2
     calls = []
     real = decode.decode
     monkeypatch.setattr(decode, "decode", lambda *args: calls.append(args) or real(*args))
     os.utime(root / "train" / "cat" / "0.png", (1, 1))
-    again = data.load(config_of(root))
+    again = load_data(config_of(root))
     assert not calls
     np.testing.assert_array_equal(again.train.images, first.train.images)
     save(root / "train" / "cat" / "0.png", picture(99))
-    changed = data.load(config_of(root))
+    changed = load_data(config_of(root))
     assert len(calls) == 8
     assert (changed.train.images[0] != first.train.images[0]).any()
     assert (changed.train.images[1:] == first.train.images[1:]).all()
@@ -198,11 +199,11 @@ def test_the_cache_is_keyed_by_the_content(root, monkeypatch):
 def test_a_cache_that_cannot_be_written_and_one_that_is_damaged(root):
     (root.parent / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be kept in .*cache: .*--config\.data\.cache=DIR"):
-        data.load(config_of(root, cache=str(root.parent / "file" / "cache")))
-    first = data.load(config_of(root))
+        load_data(config_of(root, cache=str(root.parent / "file" / "cache")))
+    first = load_data(config_of(root))
     for file in (root.parent / "cache").iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    again = data.load(config_of(root))
+    again = load_data(config_of(root))
     np.testing.assert_array_equal(first.train.images, again.train.images)
 
 
@@ -246,7 +247,7 @@ def break_folder(root, kind):
 def test_folders_that_cannot_be(root, kind, message):
     break_folder(root, kind)
     with pytest.raises(UserError, match=message):
-        data.load(config_of(root))
+        load_data(config_of(root))
 
 
 def test_a_folder_that_cannot_be_read(root, monkeypatch):
@@ -264,7 +265,7 @@ def test_a_folder_that_cannot_be_read(root, monkeypatch):
 
 
 def test_images_that_do_not_fit_stay_files(root):
-    assert isinstance(data.load(config_of(root, memory=1e-9)).train, folder.Files)
+    assert isinstance(load_data(config_of(root, memory=1e-9)).train, folder.Files)
 
 
 def test_the_command_trains_on_a_folder(root):
@@ -286,7 +287,7 @@ def test_the_command_trains_on_a_folder(root):
     assert small.returncode == 1 and "not of one square size" in small.stderr
     result = run_command(*args, "--config.data.size=8", env=QUICK)
     assert "resnet8" in result.stdout
-    for file in ("config.json", "networks/0/network.json"):
+    for file in ("run.json", "networks/0/network.json"):
         text = (workdir / file).read_text()
         assert '"cat"' in text and '"dog"' in text
     (root / "val" / "cat" / "0.JPEG").write_bytes(b"no")

@@ -171,7 +171,9 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
     with pytest.raises(UserError, match="test:0 is an image of a run"):
         inspect.pictures(["test:0"], subject._replace(test=None))
     with pytest.raises(UserError, match="images of 8×12 pixels and 1 channels do not come from"):
-        inspect.pictures(file, subject._replace(image_shape=(8, 12, 1)))
+        inspect.pictures(
+            file, subject._replace(images=subject.images._replace(image_shape=(8, 12, 1)))
+        )
 
 
 def test_mistakes_get_one_line():
@@ -188,7 +190,7 @@ def test_a_network_from_pytorch(tmp_path):
         import_torch(tensors, "resnet8", 100, saved, **scale)
     import_torch(tensors, "resnet8", 100, saved, **scale | {"mean": [0.4, 0.5, 0.6]})
     subject = inspect.of_network(saved)
-    assert subject.image_shape == (32, 32, 3)
+    assert subject.images.image_shape == (32, 32, 3)
 
     pixels = np.zeros((64, 48, 3), np.uint8)
     pixels[8:20, 8:20] = 200

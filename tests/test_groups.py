@@ -11,8 +11,7 @@ from conftest import TINY, assert_trees_equal, tiny_config, tiny_data
 from test_step import build
 
 import orc_jax
-from orc_jax import config as configs
-from orc_jax import methods, models, peers
+from orc_jax import checks, methods, models, peers
 from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.methods.method import Needs
@@ -198,7 +197,7 @@ def test_kd_from_a_pytorch_file(tmp_path):
 def test_kd_without_a_teacher_says_how_to_get_one():
     config = tiny_config(("resnet8", "resnet14"), "kd", teacher=1)
     with pytest.raises(UserError) as error:
-        configs.check(config, 1)
+        checks.check(config, 1)
     assert str(error.value).endswith(
         "Two commands: python -m orc_jax.main --config=configs/digits.py:ind:resnet14 "
         "--workdir=runs/teacher && python -m orc_jax.main "

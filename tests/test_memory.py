@@ -11,7 +11,7 @@ from orc_jax import models
 from orc_jax.errors import UserError
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
-from orc_jax.prepare import training_batches
+from orc_jax.training import training_batches
 
 
 def deep(num_classes, norm):

@@ -21,9 +21,10 @@ from orc_jax.data import mixing
 from orc_jax.methods import switokd
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network
-from orc_jax.prepare import prepare, training_batches
+from orc_jax.prepare import prepare
 from orc_jax.state import init_state
 from orc_jax.step import compile_steps
+from orc_jax.training import training_batches
 
 SIZE = (12, 8)
 
@@ -45,7 +46,7 @@ def brightness(num_classes, norm):
 
 
 def draw(seed=0, batch=6, **changes):
-    data = configs.default().data
+    data = configs.default_config().data
     data.update(changes)
     return mixing.draw(jax.random.key(seed), data, batch, SIZE)
 

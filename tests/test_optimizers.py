@@ -22,7 +22,7 @@ TORCH = {
     "name, nesterov", [("sgd", True), ("sgd", False), ("adam", False), ("adamw", False)]
 )
 def test_ten_steps_equal_pytorchs(name, nesterov):
-    settings = configs.default().optimizer
+    settings = configs.default_config().optimizer
     settings.update(name=name, nesterov=nesterov, weight_decay=0.01)
     target = np.linspace(-1, 1, 5, dtype=np.float32)
 

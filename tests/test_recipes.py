@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from orc_jax import config as configs
-from orc_jax import methods, peers
+from orc_jax import checks, methods, peers
 from orc_jax.errors import UserError
 from orc_jax.state import abstract_state
 
@@ -61,7 +60,7 @@ def test_the_files_have_every_method():
 def test_every_preset_is_valid(file, preset):
     config = load(file, preset)
     for devices in (1, 2, 4, 8, 16):
-        assert math.prod(configs.check(config, devices)) == devices
+        assert math.prod(checks.check(config, devices)) == devices
     assert config.data.name == file
     if preset.startswith("orc"):
         assert (config.method.pivot is None) == (preset == "orc_peers")

@@ -7,19 +7,20 @@ import signal
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_equal, tiny_config
+from conftest import assert_trees_equal, load_data, tiny_config
 from PIL import Image
 from test_folder import picture, save
 
 import orc_jax
 from orc_jax import config as configs
-from orc_jax import data
 from orc_jax.data import decode, stream
 from orc_jax.errors import UserError
-from orc_jax.prepare import evaluate_split, prepare, training_batches
+from orc_jax.evaluation import evaluate_split
+from orc_jax.prepare import prepare
 from orc_jax.runtime import metrics
 from orc_jax.state import init_state
 from orc_jax.step import compile_steps
+from orc_jax.training import training_batches
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def config_of(root, **changes):
 
 def split_of(root, **changes):
     config = config_of(root, **changes)
-    files = data.load(config).train
+    files = load_data(config).train
     return stream.OnDisk(files, np.zeros(3), np.ones(3), config.data)
 
 
@@ -103,7 +104,9 @@ def test_streamed_and_decoded_images_evaluate_to_the_same(root):
         setup = prepare(config)
         assert isinstance(setup.test_split, stream.OnDisk) == (memory == 0)
         state = init_state(*setup.state_args(), {})
-        _, evaluation_step, _ = compile_steps(setup.config, setup.group, setup.method)
+        _, evaluation_step, _ = compile_steps(
+            setup.config, setup.group, setup.method, streamed=setup.streamed
+        )
         results.append((evaluate_split(setup, evaluation_step, state.stacks), setup))
     (streamed, one), (decoded, other) = results
     np.testing.assert_allclose(one.test_split.mean, other.test_split.mean, rtol=1e-6)
@@ -152,7 +155,9 @@ def test_evaluation_is_of_the_images_that_were_trained_on(root, tmp_path):
 def test_one_compilation_for_all_batches(root, tmp_path):
     config = config_of(root)
     setup = prepare(config)
-    train_step, evaluation_step, _ = compile_steps(setup.config, setup.group, setup.method)
+    train_step, evaluation_step, _ = compile_steps(
+        setup.config, setup.group, setup.method, streamed=setup.streamed
+    )
     state = init_state(*setup.state_args(), {})
     for split, order in itertools.islice(training_batches(setup, 0), 4):
         with jax.transfer_guard("disallow"):
@@ -208,17 +213,17 @@ def test_a_jpeg_with_much_behind_its_end_is_whole(root, tmp_path):
     file = copy / "train" / "a" / "05.jpg"
     file.write_bytes(file.read_bytes() + bytes(5000))
     with pytest.raises(UserError, match=r"^3 of the images"):
-        data.load(config_of(copy))
+        load_data(config_of(copy))
 
 
 def test_bad_files_are_found_before_the_first_step(root, tmp_path, capsys):
     copy, bad = copy_with_faults(root, tmp_path)
     for _ in range(2):  # looked at, then from the cache
         with pytest.raises(UserError) as error:
-            data.load(config_of(copy))
+            load_data(config_of(copy))
         assert str(error.value).startswith("3 of the images cannot be decoded")
         assert all(name in str(error.value) for name in bad)
-    dataset = data.load(config_of(copy, on_error="skip"))
+    dataset = load_data(config_of(copy, on_error="skip"))
     assert len(dataset.train.labels) == 40 and len(dataset.test.labels) == 8
     assert not set(bad) & {*dataset.train.paths, *dataset.test.paths}
     assert "left out 3 images" in capsys.readouterr().out
@@ -282,13 +287,13 @@ def test_a_run_goes_on_as_it_began_on_a_machine_of_other_memory(root, tmp_path):
 
 def test_what_streaming_cannot_do(root):
     config = config_of(root)
-    config.method = configs.default("kdcl").method
+    config.method = configs.default_config("kdcl").method
     config.method.target = "general"
     with pytest.raises(UserError, match="kdcl general keeps images aside"):
         prepare(config)
     with pytest.raises(UserError, match=r"eval_resize is 4, allowed: data.size, 8, or more"):
         prepare(config_of(root, eval_resize=4))
     config = config_of(root, resized_crop=True)
-    config.method = configs.default("kdcl").method
+    config.method = configs.default_config("kdcl").method
     with pytest.raises(UserError, match="every peer of kdcl sees other parts of an image"):
         prepare(config)

@@ -17,7 +17,7 @@ from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import Checkpoints
-from orc_jax.training import Interruption
+from orc_jax.runtime.signals import Interruption
 
 
 @pytest.fixture(scope="module")

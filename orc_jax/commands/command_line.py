@@ -8,9 +8,9 @@ from functools import partial
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
-from orc_jax.errors import UserError, unknown
+from orc_jax import checks
+from orc_jax.errors import UserError
 from orc_jax.runtime.caches import keep_programs
 from orc_jax.runtime.processes import leave
 
@@ -78,32 +78,10 @@ def _parse(arguments, argv):
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         # ml_collections raises these for overrides; say which key it is about.
         try:
-            check_overrides(argv)
+            checks.check_overrides(argv)
         except UserError as better:
             error = better
         fail(error)
-
-
-def check_overrides(argv: list[str]) -> None:
-    """Raises `UserError` for the first --config.KEY of the arguments that does not exist."""
-    alone = flags.FlagValues()
-    is_override = re.compile(r"--?config\.([^=]+)").match
-    others = [argument for argument in argv if not is_override(argument)]
-    flag = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=others)
-    alone(others, known_only=True)
-    for given in filter(None, map(is_override, argv)):
-        node, where = flag.value, "config"
-        for key in re.findall(r"[^.\[\]]+", given[1]):
-            if isinstance(node, ConfigDict) and key not in node:
-                raise unknown(f"key of {where}", key, node)
-            if isinstance(node, (tuple, list)):
-                if not key.isdigit() or int(key) >= len(node):
-                    raise UserError(f"{where} has no [{key}], allowed: 0 to {len(node) - 1}")
-                node, where = node[int(key)], f"{where}[{key}]"
-            elif isinstance(node, ConfigDict):
-                node, where = node[key], f"{where}.{key}"
-            else:
-                raise UserError(f"{where} is a value, it has no {key!r}")
 
 
 def fail(error) -> NoReturn:

@@ -3,7 +3,7 @@
 from absl import flags
 
 from orc_jax.commands import command_line
-from orc_jax.prepare import evaluate
+from orc_jax.evaluation import evaluate
 
 
 def main() -> None:

@@ -1,169 +1,106 @@
 """Where images come from: one registry of data sets."""
 
-import zlib
-from typing import Any, NamedTuple
-
-import numpy as np
-
+from orc_jax.data import cifar, decode, digits, folder, tfds
+from orc_jax.data.folder import Listing
+from orc_jax.data.host import ALONE, Host
+from orc_jax.data.images import Dataset, Images, from_arrays, hold_out, subsample
 from orc_jax.errors import UserError, unknown
+from orc_jax.extension import import_name, is_import_name
+
+__all__ = [
+    "Dataset",
+    "Host",
+    "Images",
+    "from_arrays",
+    "hold_out",
+    "load",
+    "load_test",
+    "subsample",
+]
+
+CIFAR = ("cifar10", "cifar100")
+FOLDERS = ("tiny_imagenet", "imagenet", "folder")
+TFDS = "tfds:"  # before the name of any builder of TensorFlow Datasets
+OF_ONE_SIZE = ("digits", *CIFAR)
+NAMES = (*OF_ONE_SIZE, *FOLDERS)
 
 
-class Images(NamedTuple):
-    """images: [N, H, W, channels] uint8; labels: [N] int32 class indices."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return self.images.shape[1:]
-
-    def select(self, rows: np.ndarray) -> "Images":
-        """Those where the mask holds."""
-        return Images(self.images[rows], self.labels[rows])
-
-    def checksums(self) -> dict[str, list]:
-        """Name → what tells it from another split: shape and CRC-32 of each array."""
-        return {
-            name: [list(array.shape), zlib.crc32(np.ascontiguousarray(array))]
-            for name, array in self._asdict().items()
-        }
-
-
-class Dataset(NamedTuple):
-    """A train and a test split of one set of classes: `Images`, or encoded ones (`folder.Files`,
-    `tfds.Records`)."""
-
-    train: Any
-    test: Any
-    class_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return self.train.image_shape
-
-
-def load(config) -> Dataset:
+def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
     """The data set that `config.data` names.
+
+    Args:
+      config: the whole config.
+      host: the program that loads it.
+      streamed: whether encoded images stay as they are; None: if they do not fit the memory.
 
     Raises:
       UserError: unknown name, or its files are missing or corrupt.
     """
-    # Imported here: scikit-learn and TFDS are slow to import and only one is needed.
-    if config.data.name == "digits":
-        from orc_jax.data import digits
-
+    data = config.data
+    if data.name == "digits":
         return digits.load()
-    if config.data.name in ("cifar10", "cifar100"):
-        from orc_jax.data import cifar, decode, tfds
-
-        name, directory = config.data.name, config.data.dir
-        if cifar.is_there(name, directory) or not tfds.is_prepared(name, directory):
-            return cifar.load(name, directory)
-        # A copy: the images' size is no setting here.
-        return decode.load(config.copy_and_resolve_references(), tfds.find(name, config.data))
-    if config.data.name in ("folder", "tiny_imagenet", "imagenet"):
-        from orc_jax.data import decode, folder
-
-        return decode.load(config, folder.find(config.data.dir))
-    if config.data.name.startswith(TFDS):
-        from orc_jax.data import decode, tfds
-
-        return decode.load(config, tfds.find(config.data.name.removeprefix(TFDS), config.data))
-    raise unknown("data set", config.data.name, NAMES)
+    if is_own(data.name):
+        return _load_own(config)
+    if _is_archive(data):
+        return cifar.load(data.name, data.dir)
+    return decode.load(data, _listing(data, host), host, streamed)
 
 
-TFDS = "tfds:"  # before the name of any builder of TensorFlow Datasets
-OF_ONE_SIZE = ("digits", "cifar10", "cifar100")
-NAMES = (*OF_ONE_SIZE, "tiny_imagenet", "imagenet", "folder")
-
-
-def hold_out(train, share: float, seed: int) -> tuple:
-    """Splits a share of every class off the training images or files, at random.
-
-    Returns:
-      What is left to train on, and what was split off (None for a share of 0).
-    """
-    if not share:
-        return train, None
-    rng = np.random.default_rng(seed)
-    aside = np.zeros(len(train.labels), bool)
-    for label in np.unique(train.labels):
-        members = rng.permutation(np.flatnonzero(train.labels == label))
-        aside[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
-    return train.select(~aside), train.select(aside)
-
-
-def subsample(train, count: int, seed: int):
-    """So many of the training images or files, at random; every class keeps its share of them.
+def load_test(
+    config, class_names: tuple[str, ...], size: int, streamed: bool, host: Host = ALONE
+) -> Dataset:
+    """Only the test images of a data set that `load` gave before: no training image is read.
 
     Args:
-      train: a split.
-      count: how many; 0: all.
-      seed: which ones.
+      config: the whole config.
+      class_names: in the order of their indices.
+      size: height and width of the images.
+      streamed: whether encoded images stay as they are.
+      host: the program that loads them.
 
     Raises:
-      UserError: there are not so many.
+      UserError: unknown name, or its files are missing or corrupt.
     """
-    total = len(train.labels)
-    if count > total:
+    data = config.data
+    if data.name == "digits":
+        return digits.load()._replace(train=None)
+    if is_own(data.name):
+        return Dataset(None, _load_own(config).test, class_names)
+    if _is_archive(data):
+        return cifar.load(data.name, data.dir, test_only=True)
+    listing = _listing(data, host, class_names)
+    return Dataset(None, decode.load_test(data, listing, host, size, streamed), class_names)
+
+
+def is_own(name: str) -> bool:
+    """Return whether a data set is a function of the user's own, "package.module:load"."""
+    return is_import_name(name) and not name.startswith(TFDS)
+
+
+def _load_own(config) -> Dataset:
+    """Call a function of the user's own: config → arrays, as `from_arrays` takes them."""
+    arrays = import_name("data set", config.data.name)(config)
+    if not isinstance(arrays, tuple) or len(arrays) != 4:
         raise UserError(
-            f"data.train_images is {count}, allowed: at most the {total} that there are"
+            f"{config.data.name} returns {type(arrays).__name__}, expected a tuple: (train images, "
+            "train labels, test images, test labels)"
         )
-    if not count:
-        return train
-    # An image's place in its class, from 0 to 1: the lowest ones are of all classes alike.
-    order = np.random.default_rng(seed).permutation(total)
-    place = np.empty(total)
-    for label in np.unique(train.labels):
-        members = order[train.labels[order] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    chosen = np.zeros(total, bool)
-    chosen[order[np.argsort(place[order], kind="stable")[:count]]] = True
-    return train.select(chosen)
+    return from_arrays(arrays[:2], arrays[2:])
 
 
-def from_arrays(train, test) -> Dataset:
-    """A data set of the caller's own arrays.
-
-    Args:
-      train: (images, labels); images uint8 [N, H, W] or [N, H, W, channels], labels
-        integers [N] from 0.
-      test: the same, for evaluation.
-
-    Raises:
-      UserError: the arrays do not have this form.
-    """
-    train, test = _images("train", *train), _images("test", *test)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(
-            f"train images are {train.images.shape[1:]}, test images {test.images.shape[1:]}"
-        )
-    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    return Dataset(train, test, tuple(str(c) for c in range(num_classes)))
+def _is_archive(data) -> bool:
+    """Whether it is CIFAR in its authors' form; where it is in none, that is the one to name."""
+    if data.name not in CIFAR:
+        return False
+    return cifar.is_there(data.name, data.dir) or not tfds.is_prepared(data.name, data.dir)
 
 
-def _images(split, images, labels) -> Images:
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise UserError(
-            f"{split} images must be uint8 [N, H, W] or [N, H, W, channels], "
-            f"not {images.dtype} {list(images.shape)}"
-        )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise UserError(
-            f"{split} labels must be {len(images)} integers, one an image, "
-            f"not {labels.dtype} {list(labels.shape)}"
-        )
-    if not len(images):
-        raise UserError(f"there are no {split} images")
-    if labels.min() < 0:
-        raise UserError(f"{split} labels count from 0, but one is {labels.min()}")
-    images = images if images.ndim == 4 else images[..., None]
-    return Images(images, labels.astype(np.int32))
+def _listing(data, host, class_names=()) -> Listing:
+    """The encoded images; with the classes' names given, those that the test split is made of."""
+    if data.name in CIFAR:
+        return tfds.find(data.name, data.dir, host, class_names)
+    if data.name in FOLDERS:
+        return folder.find(data.dir, class_names)
+    if data.name.startswith(TFDS):
+        return tfds.find(data.name.removeprefix(TFDS), data.dir, host, class_names)
+    raise unknown("data set", data.name, NAMES)

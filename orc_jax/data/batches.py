@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from orc_jax.data import trivial_augment
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.data.trivial_augment import grey
 
 
@@ -67,15 +68,16 @@ class Augmentation(NamedTuple):
     erased: Float[Array, "4 *P B"] | None
 
 
-def draw_augmentation(key, data, shape: tuple[int, ...]) -> Augmentation:
+def draw_augmentation(key, data, shape: tuple[int, ...], *, cropped: bool = False) -> Augmentation:
     """Random changes as the settings ask for them.
 
     A part is 8 to 100 % of an image's area, 3/4 to 4/3 as wide as high (Szegedy et al. 2015);
     what is erased 2 to 33 %, 0.3 to 3.3 as wide as high (Zhong et al. 2020).
 
     Args:
-      data: `config.data`; images that are streamed come as parts already.
+      data: `config.data`.
       shape: (B,); (P, B) for other ones for every peer.
+      cropped: whether the images come as random parts already.
     """
     crop_key, flip_key = jax.random.split(key)
     keys = jax.random.split(jax.random.fold_in(key, 1), 5)
@@ -84,7 +86,7 @@ def draw_augmentation(key, data, shape: tuple[int, ...]) -> Augmentation:
     top, left = jax.random.randint(crop_key, (2, *shape), -pad, pad + 1)
     flip = jax.random.bernoulli(flip_key, 0.5, shape) & data.flip
     part = trivial = jitter = erased = None
-    if data.resized_crop and not data.streamed:
+    if data.resized_crop and not cropped:
         part = _rectangle(part_key, shape, (0.08, 1.0), (3 / 4, 4 / 3))
     if data.trivial_augment:
         trivial = trivial_augment.draw(trivial_key, shape)
@@ -194,9 +196,9 @@ def _reflect(at, size):
     return jnp.where(at > size - 1, 2 * (size - 1) - at, at)
 
 
-def normalise(split: OnDevice, images):
+def normalise(scale: OnDevice | Preprocessing, images):
     """Pixels of 0 to 255 → float32 with the training images' mean 0 and deviation 1."""
-    return (images.astype(jnp.float32) / 255 - split.mean) / split.std
+    return (images.astype(jnp.float32) / 255 - scale.mean) / scale.std
 
 
 def evaluation_batch(split: OnDevice, index, batch_size: int):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orc_jax.data import Dataset, Images
+from orc_jax.data.images import Dataset, Images
 from orc_jax.data.tfds import prepare_command
 from orc_jax.errors import UserError
 
@@ -63,19 +63,25 @@ _PICKLED = {
 }
 
 
-def load(name: str, directory: str | Path) -> Dataset:
+def load(name: str, directory: str | Path, test_only: bool = False) -> Dataset:
     """Reads CIFAR from `directory`.
 
     Looks there for an original archive, unpacked or as .tar.gz, in python or binary form.
+
+    Args:
+      name: "cifar10" or "cifar100".
+      directory: where it is.
+      test_only: whether the training images are left out.
 
     Raises:
       UserError: nothing is there, or a file is truncated or corrupt.
     """
     for form, folder, archive in _places(name, directory):
         if folder.is_dir():
-            return _read_form(name, form, folder, _folder_reader(folder))
+            return _read_form(name, form, folder, _folder_reader(folder), test_only)
         if archive.is_file():
-            return _read_form(name, form, archive, _archive_reader(archive, form.folder))
+            reader = _archive_reader(archive, form.folder)
+            return _read_form(name, form, archive, reader, test_only)
     forms = " or ".join(f"{form.archive}.tar.gz" for form in _FORMS[name])
     raise UserError(
         f"{name} is not in {directory}: put {forms} there (data.dir names the folder), or "
@@ -93,7 +99,7 @@ def _places(name, directory):
         yield form, Path(directory) / form.folder, Path(directory) / f"{form.archive}.tar.gz"
 
 
-def _read_form(name, form, source, read) -> Dataset:
+def _read_form(name, form, source, read, test_only) -> Dataset:
     fine = name == "cifar100"
     parse = _parse_binary if form.archive.endswith("binary") else _parse_python
 
@@ -103,8 +109,9 @@ def _read_form(name, form, source, read) -> Dataset:
         return Images(images, labels)
 
     names = _class_names(read(form.names), f"{source}: {form.names}", fine)
-    dataset = Dataset(split(form.train), split((form.test,)), names)
-    for images in dataset[:2]:
+    train = None if test_only else split(form.train)
+    dataset = Dataset(train, split((form.test,)), names)
+    for images in filter(None, dataset[:2]):
         if len(images.labels) and not 0 <= images.labels.min() <= images.labels.max() < len(names):
             raise UserError(f"{source} is corrupt: a label is not one of the {len(names)} classes")
     return dataset

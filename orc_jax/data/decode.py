@@ -1,87 +1,110 @@
 """Encoded images → uint8 arrays of one size: decoded once and kept, or looked at and left."""
 
 import hashlib
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from rich.progress import Progress
+from PIL import Image
 
-from orc_jax.data import Dataset, Images, hold_out
+from orc_jax.data import faults
+from orc_jax.data.cache import cached
 from orc_jax.data.folder import Files, Listing
+from orc_jax.data.host import Host
+from orc_jax.data.images import Dataset, Images, hold_out
 from orc_jax.data.tfds import Records
 from orc_jax.errors import UserError
-from orc_jax.runtime.caches import cached
-from orc_jax.runtime.display import console
-from orc_jax.runtime.processes import broadcast_from_main
 
 # Part of every cache file's name: to be raised when the same files give other pixels.
 VERSION = 1
-# What PIL raises for a file that is truncated or no image.
-FAULTS = (
-    *(OSError, ValueError, SyntaxError, RuntimeError, MemoryError),
-    Image.DecompressionBombError,
-)
 
 
-def load(config, listing: Listing) -> Dataset:
-    """The images of a listing, at `config.data.size` (filled in if it is 0).
+def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Dataset:
+    """The images of a listing, at `data.size`, or at their own if it is 0.
 
-    Decoded if all of them fit `config.data.memory`; else they stay as they are, and files are
-    looked at in passing. Without a second split, `config.data.val_share` of every class is cut
-    off the training images, the same ones in every run.
+    Decoded if all of them fit `data.memory`; else they stay as they are, and files are looked at
+    in passing. Without a second split, `data.val_share` of every class is cut off the training
+    images, the same ones in every run.
+
+    Args:
+      data: `config.data`.
+      listing: both splits.
+      host: the program that loads them.
+      streamed: whether they stay as they are; None: if they do not fit.
 
     Raises:
-      UserError: an image cannot be decoded (unless `config.data.on_error` is "skip"), the sizes
-        differ and none is given, or too few are left.
+      UserError: an image cannot be decoded (unless `data.on_error` is "skip"), the sizes differ
+        and none is given, or too few are left.
     """
-    data = config.data
-    data.size = data.size or listing.train.size or _common_size(listing)
+    size = data.size or listing.train.size or _common_size(listing)
     if cut_off := listing.test is None:
-        train, test = hold_out(listing.train, data.val_share, seed=0)
-        listing = listing._replace(train=train, test=test)
+        listing = _with_test(data, listing)
     count = len(listing.train.labels) + len(listing.test.labels)
-    pixels = count * listing.train.channels * data.size**2
-    if 0 < data.eval_resize < data.size:
+    pixels = count * listing.train.channels * size**2
+    if 0 < data.eval_resize < size:
         raise UserError(
-            f"data.eval_resize is {data.eval_resize}, allowed: data.size, {data.size}, or more"
+            f"data.eval_resize is {data.eval_resize}, allowed: data.size, {size}, or more"
         )
-    # A run that goes on, or is evaluated, on another machine keeps to what it was.
-    fits = not data.streamed
-    if data.streamed is None:
-        fits = broadcast_from_main(fits_memory(pixels, data.memory))
-    take = _decoded if fits else _looked_at
-    splits, faults = [], []
-    with Progress(transient=True, console=console()) as progress:
-        for name, files in (("train", listing.train), ("test", listing.test)):
-            task = progress.add_task(f"reading {name} images", total=2 * len(files.labels))
-            resize = data.eval_resize if name == "test" else 0
-            split, bad = take(files, data, resize, partial(progress.advance, task))
-            splits.append(split)
-            faults += [f"{files.name(i)} ({why})" for i, why in bad.items()]
-    if faults and data.on_error == "stop":
-        raise UserError(
-            f"{len(faults)} of the images cannot be decoded (--config.data.on_error=skip leaves "
-            f"them out): {'; '.join(faults)}"
-        )
-    if faults:
-        shown = f"left out {len(faults)} images that cannot be decoded: {'; '.join(faults)}"
-        console().print(shown, highlight=False, soft_wrap=True)
-    train, test = splits
+    if streamed is None:
+        streamed = not host.broadcast(fits_memory(pixels, data.memory))
+    splits = {"train": listing.train, "test": listing.test}
+    train, test = _read(data, splits, host, size, streamed)
     classes = np.union1d(listing.train.labels, listing.test.labels)
-    for part in (train, test) if cut_off else (train,):
-        if len(missing := np.setdiff1d(classes, part.labels)):
+    for split in (train, test) if cut_off else (train,):
+        if len(missing := np.setdiff1d(classes, split.labels)):
             name = listing.class_names[missing[0]]
             raise UserError(f"the class {name!r} has too few images to train and validate on")
     if not len(test.labels):
         raise UserError(f"{data.dir} has no image to evaluate on")
     return Dataset(train, test, listing.class_names)
+
+
+def load_test(data, listing: Listing, host: Host, size: int, streamed: bool) -> Any:
+    """Only the test images of a listing: `Images`, or encoded ones if they are streamed.
+
+    Args:
+      data: `config.data`.
+      listing: without training images, unless the test images are cut off them.
+      host: the program that loads them.
+      size: height and width of the images.
+      streamed: whether they stay as they are.
+
+    Raises:
+      UserError: an image cannot be decoded (unless `data.on_error` is "skip").
+    """
+    if listing.test is None:
+        listing = _with_test(data, listing)
+    (test,) = _read(data, {"test": listing.test}, host, size, streamed)
+    return test
+
+
+def _with_test(data, listing) -> Listing:
+    train, test = hold_out(listing.train, data.val_share, seed=0)
+    return listing._replace(train=train, test=test)
+
+
+def _read(data, splits: dict, host, size, streamed) -> list:
+    """The images of each split without those that are damaged, if these are to be left out."""
+    take = _looked_at if streamed else _decoded
+    found, shown = [], []
+    for name, files in splits.items():
+        resize = data.eval_resize if name == "test" else 0
+        with host.progress(f"reading {name} images", 2 * len(files.labels)) as advance:
+            split, bad = take(files._replace(size=size), resize, host.folder, advance)
+        found.append(split)
+        shown += [f"{files.name(i)} ({why})" for i, why in bad.items()]
+    if shown and data.on_error == "stop":
+        raise UserError(
+            f"{len(shown)} of the images cannot be decoded (--config.data.on_error=skip leaves "
+            f"them out): {'; '.join(shown)}"
+        )
+    if shown:
+        host.say(f"left out {len(shown)} images that cannot be decoded: {'; '.join(shown)}")
+    return found
 
 
 def decode(file: str | Path | IO, size: int, resize: int = 0, channels: int = 3) -> np.ndarray:
@@ -94,7 +117,7 @@ def decode(file: str | Path | IO, size: int, resize: int = 0, channels: int = 3)
       resize: what the shorter side is scaled to instead, at least size.
 
     Raises:
-      Exception: one of `FAULTS`.
+      Exception: one of `faults.FAULTS`.
     """
     with Image.open(file) as image:
         # Lets JPEG skip resolution that is not needed.
@@ -134,40 +157,40 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decoded(files, data, resize, advance) -> tuple[Images, dict[int, str]]:
+def _decoded(files, resize, folder, advance) -> tuple[Images, dict[int, str]]:
     """The images that can be decoded, and index → reason of the others."""
-    count, channels = len(files.labels), files.channels
+    count, size, channels = len(files.labels), files.size, files.channels
     with ThreadPoolExecutor() as pool:
-        key = hashlib.sha256(f"{VERSION} {data.size} {resize} {channels}".encode())
+        key = hashlib.sha256(f"{VERSION} {size} {resize} {channels}".encode())
         for digest in pool.map(partial(_digest, files), range(count)):
             key.update(digest)
             advance()
 
         def everything():
-            images, bad = np.empty((count, data.size, data.size, channels), np.uint8), {}
-            decode_one = partial(_decode_or_reason, files, size=data.size, resize=resize)
-            for i, result in enumerate(pool.map(decode_one, range(count))):
+            images, bad = np.empty((count, size, size, channels), np.uint8), {}
+            results = pool.map(partial(_decode_or_reason, files, resize=resize), range(count))
+            for i, result in enumerate(results):
                 advance()
                 if isinstance(result, str):
                     bad[i] = result
                 else:
                     images[i - len(bad)] = result
-            return {"images": images[: count - len(bad)]} | faults_as_arrays(bad)
+            return {"images": images[: count - len(bad)]} | faults.to_arrays(bad)
 
-        kept = cached(data, key.hexdigest(), everything)
-    bad = faults_from_arrays(kept)
+        kept = cached(folder, key.hexdigest(), everything)
+    bad = faults.from_arrays(kept)
     return Images(kept["images"], np.delete(files.labels, list(bad))), bad
 
 
-def _looked_at(files, data, _, advance) -> tuple:
+def _looked_at(files, _, folder, advance) -> tuple[Files | Records, dict[int, str]]:
     """The images that look whole, and index → reason of the others."""
-    bad = files.faults if isinstance(files, Records) else _faults_of_files(files, data, advance)
+    bad = files.faults if isinstance(files, Records) else _faults_of_files(files, folder, advance)
     whole = np.ones(len(files.labels), bool)
     whole[list(bad)] = False
-    return files.select(whole)._replace(size=data.size), bad
+    return files.select(whole), bad
 
 
-def _faults_of_files(files: Files, data, advance) -> dict[int, str]:
+def _faults_of_files(files: Files, folder, advance) -> dict[int, str]:
     paths = [files.root / path for path in files.paths]
     with ThreadPoolExecutor() as pool:
         key = hashlib.sha256(f"{VERSION} scan".encode())
@@ -177,21 +200,13 @@ def _faults_of_files(files: Files, data, advance) -> dict[int, str]:
 
         def everything():
             bad = {}
-            for i, reason in enumerate(pool.map(fault, paths)):
+            for i, reason in enumerate(pool.map(faults.fault, paths)):
                 advance()
                 if reason:
                     bad[i] = reason
-            return faults_as_arrays(bad)
+            return faults.to_arrays(bad)
 
-        return faults_from_arrays(cached(data, key.hexdigest(), everything))
-
-
-def faults_as_arrays(bad: dict[int, str]) -> dict[str, np.ndarray]:
-    return {"bad": np.array(list(bad), int), "why": np.array(list(bad.values()), str)}
-
-
-def faults_from_arrays(arrays) -> dict[int, str]:
-    return dict(zip(arrays["bad"].tolist(), arrays["why"].tolist(), strict=True))
+        return faults.from_arrays(cached(folder, key.hexdigest(), everything))
 
 
 def _digest(files, i):
@@ -200,7 +215,7 @@ def _digest(files, i):
         content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
     except OSError as error:
         # A damaged record is reported when it is decoded; a disk is not.
-        content = reason(files.name(i), error).encode()
+        content = faults.reason(files.name(i), error).encode()
     return hashlib.sha256(content).digest()
 
 
@@ -208,54 +223,14 @@ def _status(path):
     try:
         return path.stat()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise faults.unreadable(path, error) from error
 
 
-def _unreadable(path, error):
-    return UserError(f"{path} cannot be read: {error.strerror}")
-
-
-def _decode_or_reason(files, i, size, resize):
+def _decode_or_reason(files, i, resize):
     try:
-        return decode(files.file(i), size, resize, files.channels)
-    except FAULTS as error:
-        return reason(files.name(i), error)
-
-
-def fault(file: Path | io.BytesIO) -> str:
-    """Why this is not a whole image, without decoding it where its format allows that."""
-    try:
-        with Image.open(file) as image:
-            if image.format == "PNG":
-                image.verify()
-            elif image.format != "JPEG":
-                image.load()
-            elif b"\xff\xd9" not in _end(file):
-                image.load()  # an end marker may have much behind it
-    except FAULTS as error:
-        return reason(str(file), error)
-    return ""
-
-
-def _end(file, size=1024):
-    if isinstance(file, io.BytesIO):
-        return file.getvalue()[-size:]
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - size))
-        return stream.read()
-
-
-def reason(name: str, error: Exception) -> str:
-    """What is wrong with an image, in short.
-
-    Raises:
-      UserError: it is the disk; that is no fault of the image, and is not to be kept.
-    """
-    if isinstance(error, OSError) and error.errno is not None:
-        raise _unreadable(name, error) from error
-    if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow knows"
-    return " ".join(str(error).replace(repr(name), "it").split())
+        return decode(files.file(i), files.size, resize, files.channels)
+    except faults.FAULTS as error:
+        return faults.reason(files.name(i), error)
 
 
 def _common_size(listing: Listing) -> int:
@@ -266,7 +241,7 @@ def _common_size(listing: Listing) -> int:
             try:
                 with Image.open(files.file(i)) as image:
                     sizes.setdefault(image.size, files.name(i))
-            except FAULTS:
+            except faults.FAULTS:
                 continue  # reported with the others when all are decoded
             if len(sizes) > 1 or image.size[0] != image.size[1]:
                 shown = ", ".join(f"{path} is {w}×{h}" for (w, h), path in sizes.items())

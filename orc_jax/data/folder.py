@@ -68,7 +68,8 @@ class Listing(NamedTuple):
     """The encoded images of a data set.
 
     Attributes:
-      train, test: the splits, `Files` or `tfds.Records`; `test` is None if there is no second.
+      train, test: the splits, `Files` or `tfds.Records`; `test` is None if there is no second,
+        `train` if only the test images are wanted and there is one.
       class_names: in the order of their indices.
     """
 
@@ -77,12 +78,17 @@ class Listing(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def find(directory: str | Path) -> Listing:
+def find(directory: str | Path, class_names: tuple[str, ...] = ()) -> Listing:
     """Lists the images of a folder.
 
     It has `train/CLASS/…`, with or without `val/CLASS/…` or `test/CLASS/…`, or
     `CLASS/…` alone; images may lie in folders below that of their class. Tiny-ImageNet's
     layout is known by its `wnids.txt`.
+
+    Args:
+      directory: the folder.
+      class_names: if they are known, only the test images are wanted: training images are listed
+        where there is no second split.
 
     Raises:
       UserError: there is no such folder, a class has no image, a class is in the second
@@ -92,18 +98,26 @@ def find(directory: str | Path) -> Listing:
     if not root.is_dir():
         raise UserError(f"there is no folder {root} (data.dir)")
     if (root / "wnids.txt").is_file():
-        return _tiny_imagenet(root)
+        return _tiny_imagenet(root, test_only=bool(class_names))
     second = next((name for name in SECOND if (root / name).is_dir()), None)
+    if second and class_names:
+        test = _by_class(root, second)
+        _check_classes(root / second, test, class_names)
+        return Listing(None, _files(root, test, class_names), class_names)
     if second and not (root / "train").is_dir():
         raise UserError(f"{root} has a folder {second}, but none named train")
     train = _by_class(root, "train" if (root / "train").is_dir() else ".")
+    names = tuple(train)
     if not second:
-        names = tuple(train)
         return Listing(_files(root, train, names), None, names)
-    test, names = _by_class(root, second), tuple(train)
-    if alone := sorted(test.keys() - train.keys()):
-        raise UserError(f"{root / second} has the class {alone[0]!r}, which train has not")
+    test = _by_class(root, second)
+    _check_classes(root / second, test, names)
     return Listing(_files(root, train, names), _files(root, test, names), names)
+
+
+def _check_classes(folder, by_class, names):
+    if alone := sorted(by_class.keys() - set(names)):
+        raise UserError(f"{folder} has the class {alone[0]!r}, which train has not")
 
 
 def _files(root, by_class, names) -> Files:
@@ -157,13 +171,21 @@ def images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
             yield entry.path
 
 
-def _tiny_imagenet(root) -> Listing:
+def _tiny_imagenet(root, test_only) -> Listing:
     """`train/WNID/images/*`, `val/images/*` with `val/val_annotations.txt`, `wnids.txt`."""
     names = tuple(_lines(root / "wnids.txt"))
+    if test_only:
+        return Listing(None, _files(root, _annotated(root, names), names), names)
     train = _by_class(root, "train")
     if train.keys() != set(names):
         odd = sorted(train.keys() ^ set(names))[0]
         raise UserError(f"{root}: the class {odd!r} is not both in wnids.txt and in train")
+    train, test = {name: train[name] for name in names}, _annotated(root, names)
+    return Listing(_files(root, train, names), _files(root, test, names), names)
+
+
+def _annotated(root, names) -> dict[str, list[str]]:
+    """Class → Tiny-ImageNet's validation images."""
     val: dict[str, list[str]] = {name: [] for name in names}
     annotations = root / "val" / "val_annotations.txt"
     for number, line in enumerate(_lines(annotations), 1):
@@ -171,8 +193,7 @@ def _tiny_imagenet(root) -> Listing:
         if name not in val:
             raise UserError(f"{annotations}, line {number}: {name!r} is not in wnids.txt")
         val[name].append(f"val/images/{file}")
-    train = {name: train[name] for name in names}
-    return Listing(_files(root, train, names), _files(root, val, names), names)
+    return val
 
 
 def _lines(path) -> list[str]:

@@ -4,7 +4,7 @@ The order is a function of (seed, epoch) and every random crop of (seed, epoch, 
 the step is all that a resumed run needs to go on with the very next image.
 """
 
-import sys
+import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,13 +13,19 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from orc_jax.data import decode
+from orc_jax.data import decode, faults
 from orc_jax.errors import UserError
 
 NO_LABEL = -1  # of the rows that fill up the last batch of an evaluation
 ORDER, CROP = range(2)  # what random numbers are for
 ALL = slice(None)
 AHEAD = 4  # batches that are ready before the step asks for them
+
+# Says what is passed over on standard error, as it is, in the processes that read too: these
+# cannot call back, and other handlers are not set up in them.
+log = logging.getLogger(__name__)
+log.addHandler(logging.lastResort)
+log.propagate = False
 
 
 class OnDisk(NamedTuple):
@@ -127,8 +133,8 @@ def _ahead(source, data, first: int = 0):
     if not flags.FLAGS.is_parsed():  # called from Python: Grain has flags of its own
         flags.FLAGS.mark_as_parsed()
     # One batch at a time in every process; Grain hands them out in turn.
-    one = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    return iter(one.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers)))
+    in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    return iter(in_turn.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers)))
 
 
 def _read(files, data, at: int, crop_seed=None, resize: int = 0) -> np.ndarray | None:
@@ -139,11 +145,12 @@ def _read(files, data, at: int, crop_seed=None, resize: int = 0) -> np.ndarray |
                 rng = np.random.default_rng(crop_seed)
                 return random_resized_crop(image, files.size, rng, files.channels)
         return decode.decode(files.file(at), files.size, resize, files.channels)
-    except decode.FAULTS as error:
-        fault = f"{files.name(at)} cannot be decoded: {decode.reason(files.name(at), error)}"
+    except faults.FAULTS as error:
+        why = faults.reason(files.name(at), error)
+        fault = f"{files.name(at)} cannot be decoded: {why}"
         if data.on_error == "stop":
             raise UserError(f"{fault} (--config.data.on_error=skip passes over it)") from error
-        print(f"passed over: {fault}", file=sys.stderr, flush=True)
+        log.warning("passed over: %s", fault)
         return None
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.progress import Progress
 
+from orc_jax.data import faults
+from orc_jax.data.cache import cached
 from orc_jax.data.folder import Listing
+from orc_jax.data.host import Host
 from orc_jax.errors import UserError
-from orc_jax.runtime.caches import cached
-from orc_jax.runtime.display import console
 
 
 class Records(NamedTuple):
@@ -92,20 +92,25 @@ def _versions(name, directory):
     return sorted(found, key=lambda info: [int(n) for n in re.findall(r"\d+", info.parent.name)])
 
 
-def find(name: str, data) -> Listing:
-    """The images of the newest version prepared in `data.dir`: `train`, and `validation` or `test`.
+def find(
+    name: str, directory: str | Path, host: Host, class_names: tuple[str, ...] = ()
+) -> Listing:
+    """The images of the newest version prepared there: `train`, and `validation` or `test`.
 
     Every record is read once for its label and looked at, and what was found is kept.
 
     Args:
       name: of the builder.
-      data: `config.data`; its `dir` is the `--data_dir` of the preparation.
+      directory: the `--data_dir` of the preparation.
+      host: the program that loads them.
+      class_names: if they are known, only the test images are wanted: training images are read
+        where there is no second split.
 
     Raises:
       UserError: not prepared, prepared in another form, corrupt, not images with labels, or
         tensorflow-datasets is missing.
     """
-    builder, sources = _open(name, data.dir)
+    builder, sources = _open(name, directory)
     features, folder = builder.info.features, Path(builder.data_dir)
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         raise UserError(f"{name} is no data set of images and labels: it has {', '.join(features)}")
@@ -116,17 +121,17 @@ def find(name: str, data) -> Listing:
     names = tuple(features["label"].names)
 
     def records(split) -> Records:
-        labels, faults = _looked_at(sources[split], folder, split, len(names), data)
+        labels, bad = _looked_at(sources[split], folder, split, len(names), host)
         rows = np.arange(len(labels))
         where = f"{folder}, {split}"
-        return Records(sources[split], where, rows, labels, channels, size, faults)
+        return Records(sources[split], where, rows, labels, channels, size, bad)
 
-    train = records("train")
+    train = None if class_names else records("train")
     for split in ("validation", "test"):
         # ImageNet's test split has no classes.
         if split in sources and len((second := records(split)).faults) < len(second.labels):
             return Listing(train, second, names)
-    return Listing(train, None, names)
+    return Listing(train or records("train"), None, names)
 
 
 def _open(name, directory):
@@ -165,11 +170,8 @@ def _open(name, directory):
         raise UserError(f"{info.parent} cannot be read: {error}") from error
 
 
-def _looked_at(source, folder: Path, split, classes: int, data) -> tuple[np.ndarray, dict]:
+def _looked_at(source, folder: Path, split, classes: int, host) -> tuple[np.ndarray, dict]:
     """The label of every record (0 where it is at fault), and index → what is wrong."""
-    # Imported here: it reads records itself.
-    from orc_jax.data import decode
-
     key = hashlib.sha256(f"records {split}".encode())
     for file in sorted(folder.iterdir()):
         key.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
@@ -182,16 +184,18 @@ def _looked_at(source, folder: Path, split, classes: int, data) -> tuple[np.ndar
             return 0, f"its record is damaged: {' '.join(str(error).split())}"
         if not 0 <= record["label"] < classes:
             return 0, f"its label is {record['label']}"
-        return record["label"], decode.fault(io.BytesIO(record["image"]))
+        return record["label"], faults.fault(io.BytesIO(record["image"]))
 
     def everything():
-        progress = Progress(transient=True, console=console())
-        with ThreadPoolExecutor() as pool, progress:
-            found = pool.map(look, range(len(source)))
-            found = progress.track(found, len(source), description=f"reading {split} labels")
-            labels, faults = zip(*found, strict=True)
-        faults = {i: why for i, why in enumerate(faults) if why}
-        return {"labels": np.array(labels, np.int32)} | decode.faults_as_arrays(faults)
+        count = len(source)
+        with ThreadPoolExecutor() as pool, host.progress(f"reading {split} labels", count) as done:
+            labels, bad = np.zeros(count, np.int32), {}
+            for i, (label, why) in enumerate(pool.map(look, range(count))):
+                done()
+                labels[i] = label
+                if why:
+                    bad[i] = why
+        return {"labels": labels} | faults.to_arrays(bad)
 
-    kept = cached(data, key.hexdigest(), everything)
-    return kept["labels"], decode.faults_from_arrays(kept)
+    kept = cached(host.folder, key.hexdigest(), everything)
+    return kept["labels"], faults.from_arrays(kept)

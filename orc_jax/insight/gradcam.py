@@ -117,7 +117,10 @@ def viewer(subject: Subject) -> Callable[[Picture, int], list[View]]:
         compiled.setdefault(id(peer.network), jax.jit(partial(view, peer.network)))
 
     def views(picture, label):
-        images, classes = batches.normalise(subject, picture.pixels[None]), jnp.array([label])
+        images, classes = (
+            batches.normalise(subject.images, picture.pixels[None]),
+            jnp.array([label]),
+        )
         return [
             jax.device_get(compiled[id(peer.network)](peer.variables, images, classes))
             for peer in subject.peers

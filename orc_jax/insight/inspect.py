@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from orc_jax import methods, models, peers, prepare
-from orc_jax.data import Images, decode, folder
+from orc_jax.data import Images, decode, faults, folder
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.models.network import Network
 from orc_jax.runtime.checkpoints import read_config
@@ -30,23 +31,18 @@ class Peer(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """Networks, and what their images are like.
+    """Networks, and images for them.
 
     Attributes:
       peers: in the order of the group.
-      mean, std: [channels], of pixel/255.
-      image_shape: (height, width, channels).
+      images: what images must be like.
       class_names: in the order of their indices.
-      resize: see `networks.TrainedNetworks.images`.
       test: the run's test split, if it is at hand.
     """
 
     peers: list[Peer]
-    mean: np.ndarray
-    std: np.ndarray
-    image_shape: tuple[int, int, int]
+    images: Preprocessing
     class_names: tuple[str, ...]
-    resize: int
     test: Any = None
 
 
@@ -88,14 +84,10 @@ def of_network(directory: str | Path) -> Subject:
 def _subject(chosen, titles, test=None):
     modules = {name: models.create(name, len(chosen.class_names)) for name in chosen.networks}
     members = zip(titles, chosen.networks, chosen.variables, strict=True)
-    images = chosen.images
     return Subject(
         peers=[Peer(title, modules[name], variables) for title, name, variables in members],
-        mean=np.float32(images["mean"]),
-        std=np.float32(images["std"]),
-        image_shape=tuple(images["image_shape"]),
+        images=chosen.images,
         class_names=tuple(chosen.class_names),
-        resize=images["resize"],
         test=test,
     )
 
@@ -133,11 +125,11 @@ def of_test(subject: Subject, at: int) -> Picture:
     if isinstance(test, Images):
         pixels = test.images[at]
     else:
-        size, _, channels = subject.image_shape
+        size, _, channels = subject.images.image_shape
         try:
-            pixels = decode.decode(test.file(at), size, subject.resize, channels)
-        except decode.FAULTS as error:
-            raise UserError(f"test:{at}: {decode.reason(test.name(at), error)}") from error
+            pixels = decode.decode(test.file(at), size, subject.images.resize, channels)
+        except faults.FAULTS as error:
+            raise UserError(f"test:{at}: {faults.reason(test.name(at), error)}") from error
     return Picture(f"test-{at}", pixels, int(test.labels[at]))
 
 
@@ -148,13 +140,13 @@ def _is_there(subject, at):
 
 
 def _of_file(subject, path):
-    size, width, channels = subject.image_shape
-    if not decode.come_from_files(subject.image_shape):
+    size, width, channels = subject.images.image_shape
+    if not decode.come_from_files(subject.images.image_shape):
         raise UserError(
             f"images of {size}×{width} pixels and {channels} channels do not come from files: "
             f"give test:FIRST-LAST in place of {path}"
         )
     try:
-        return Picture(path.stem, decode.decode(path, size, subject.resize, channels))
-    except decode.FAULTS as error:
-        raise UserError(f"{path} cannot be decoded: {decode.reason(str(path), error)}") from error
+        return Picture(path.stem, decode.decode(path, size, subject.images.resize, channels))
+    except faults.FAULTS as error:
+        raise UserError(f"{path} cannot be decoded: {faults.reason(str(path), error)}") from error

@@ -1,6 +1,9 @@
 """What a run shows: a live table in a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,6 +19,18 @@ REFRESH_PLAIN = 30.0  # seconds between lines within an epoch, elsewhere
 def console() -> Console:
     """Where the main process shows what happens; of the others, nothing is seen."""
     return Console(quiet=not is_main())
+
+
+def say(text: str) -> None:
+    """Prints a line, as it is."""
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Shows a bar until the context ends; gives a function that advances it by one."""
+    with Progress(transient=True, console=console()) as bar:
+        yield partial(bar.advance, bar.add_task(description, total=total))
 
 
 class Display:

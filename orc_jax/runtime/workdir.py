@@ -5,9 +5,11 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from orc_jax import config as configs
-from orc_jax.data import Dataset
+from orc_jax.data import Dataset, preprocessing
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.runtime.checkpoints import read_config
 from orc_jax.runtime.processes import is_main
@@ -34,7 +36,7 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
             )
         return
     check_config(workdir, config)
-    if json.loads((workdir / "data.json").read_text()) != fingerprint(dataset):
+    if not has_data(workdir, dataset):
         raise UserError(
             f"{workdir} belongs to a run on other images or labels: choose another --workdir"
         )
@@ -58,21 +60,72 @@ def check_config(workdir: Path, config) -> None:
 
 def _with_paths(config):
     """A copy in which a teacher's path has one spelling."""
-    config = config.copy_and_resolve_references()
+    config = configs.copied(config)
     for peer in config.peers:
         peer.init_from = peer.init_from and os.path.relpath(peer.init_from)
     return config
 
 
-def create(workdir: Path, config, dataset: Dataset, images: dict) -> None:
+def has_data(workdir: str | Path, dataset: Dataset) -> bool:
+    """Whether the splits of this data set that are loaded are those of the run."""
+    noted = json.loads((Path(workdir) / "data.json").read_text())
+    return all(noted.get(key) == value for key, value in fingerprint(dataset).items())
+
+
+class Began(NamedTuple):
+    """What a run notes when it begins, so that it is there when the data is not at hand.
+
+    Attributes:
+      images: what its networks' images are like.
+      class_names: in the order of their indices.
+      train_images: how many it trains on.
+      streamed: whether images are read while it trains.
+      command: that began it.
+      versions: name → version, of the packages that it began with.
+    """
+
+    images: Preprocessing
+    class_names: tuple[str, ...]
+    train_images: int
+    streamed: bool
+    command: str
+    versions: dict[str, str]
+
+
+def began(workdir: str | Path) -> Began:
+    """What a run noted when it began; `UserError` if that is not there."""
+    path = Path(workdir) / "run.json"
+    try:
+        noted = json.loads(path.read_text())
+        images = preprocessing.from_json(noted)
+        own = {key: noted[key] for key in Began._fields if key != "images"}
+        return Began(images, **own | {"class_names": tuple(noted["class_names"])})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not what a run notes when it begins: {error!r}") from error
+
+
+def create(
+    workdir: Path, config, dataset: Dataset, images: Preprocessing, train_images: int
+) -> None:
     """Makes an unclaimed work directory this config's; the config is written last.
 
     Args:
-      images: what networks are to be given, kept for when the data is not at hand.
+      workdir: to be made this config's.
+      config: the whole config.
+      dataset: both splits.
+      images, train_images: see `Began`.
     """
     if is_main() and not (workdir / "config.json").exists():
-        began = {"command": shlex.join(sys.orig_argv), "versions": versions()}
-        (workdir / "run.json").write_text(json.dumps(images | began, indent=2) + "\n")
+        noted = images.to_json() | {
+            "class_names": dataset.class_names,
+            "train_images": train_images,
+            "streamed": dataset.streamed,
+            "command": shlex.join(sys.orig_argv),
+            "versions": versions(),
+        }
+        (workdir / "run.json").write_text(json.dumps(noted, indent=2) + "\n")
         (workdir / "data.json").write_text(json.dumps(fingerprint(dataset)))
         temporary = workdir / "config.json.new"
         temporary.write_text(configs.to_json(config))
@@ -80,11 +133,13 @@ def create(workdir: Path, config, dataset: Dataset, images: dict) -> None:
 
 
 def fingerprint(dataset: Dataset) -> dict:
-    """Checksums of what a data set consists of."""
+    """Checksums of what a data set consists of, as far as it is loaded."""
+    splits = {"train": dataset.train, "test": dataset.test}
     return {
-        f"{split}_{name}": checksum
-        for split in ("train", "test")
-        for name, checksum in getattr(dataset, split).checksums().items()
+        f"{name}_{part}": checksum
+        for name, split in splits.items()
+        if split is not None
+        for part, checksum in split.checksums().items()
     }
 
 

@@ -9,6 +9,7 @@ import jax
 from orc_jax.errors import UserError
 from orc_jax.runtime.checkpoints import read_config
 from orc_jax.runtime.versions import versions
+from orc_jax.runtime.workdir import began
 from orc_jax.trained import formats, model_card, networks
 
 FILES = {*formats.FORMS, "export.json", "README.md"}
@@ -39,7 +40,7 @@ def export(
     if others:
         raise UserError(f"{out} is not empty and not an export: {sorted(others)[0]} is in it")
     peer = str(peer)
-    chosen, run = networks.from_run(workdir, peer, checkpoint), networks.began(workdir)
+    chosen, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
     data = json.loads((Path(workdir) / "data.json").read_text())
     new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
     try:
@@ -51,14 +52,14 @@ def export(
             "peer": chosen.peer,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
             "class_names": chosen.class_names,
-            "images": chosen.images,
+            "images": chosen.images.to_json(),
             "step": chosen.step,
             "scores": chosen.scores,
             "files": formats.write(chosen, new),
             "command": f"python -m orc_jax.export --workdir={workdir} --peer={peer} "
             f"--checkpoint={checkpoint} --out={given}",
             "versions": versions(),
-            "training": {key: run[key] for key in ("command", "versions") if key in run},
+            "training": {"command": run.command, "versions": run.versions},
             "data": data,
             "config": json.loads(read_config(workdir).to_json()),
         }

@@ -39,7 +39,7 @@ def write(chosen: TrainedNetworks, directory: Path) -> dict[str, float | str]:
 
 
 def _write(chosen, directory):
-    shape = (4, *chosen.images["image_shape"])
+    shape = (4, *chosen.images.image_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = _run(chosen, chosen.variables)(images)
     results = {}
@@ -91,7 +91,7 @@ def _made_for(target, chosen, variables, images):
 
 def _any_batch(chosen):
     (batch,) = jax.export.symbolic_shape("batch")
-    return jax.ShapeDtypeStruct((batch, *chosen.images["image_shape"]), np.uint8)
+    return jax.ShapeDtypeStruct((batch, *chosen.images.image_shape), np.uint8)
 
 
 def weights(chosen: TrainedNetworks) -> bytes:
@@ -106,7 +106,7 @@ def weights(chosen: TrainedNetworks) -> bytes:
 def _tree(chosen):
     if chosen.peer != "ensemble":
         return chosen.variables[0]
-    return {str(i): one for i, one in enumerate(chosen.variables)}
+    return {str(i): variables for i, variables in enumerate(chosen.variables)}
 
 
 def read_weights(chosen: TrainedNetworks, content: bytes) -> Callable:
@@ -172,7 +172,7 @@ def read_onnx(chosen: TrainedNetworks, content: bytes) -> Callable:
 
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        session.run(None, {"images": np.zeros((1, *chosen.images["image_shape"]), np.uint8)})
+        session.run(None, {"images": np.zeros((1, *chosen.images.image_shape), np.uint8)})
     except Exception as error:
         # Its errors have no class of their own that is public.
         raise Unavailable(f"onnxruntime cannot run it: {_short(error)}") from error

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import models
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.trained import saved, torch_weights
 
@@ -65,13 +66,9 @@ def import_torch(
     variables = torch_weights.convert(torch_weights.load(file), model, template)
     description = {"network": model, "num_classes": num_classes, "source": Path(file).name}
     if mean:
-        description |= {
-            "class_names": [str(c) for c in range(num_classes)],
-            "image_shape": [size, size, channels],
-            "resize": 0,
-            "mean": list(np.broadcast_to(mean, channels)),
-            "std": list(np.broadcast_to(std, channels)),
-        }
+        scale = (np.broadcast_to(values, channels) for values in (mean, std))
+        description["class_names"] = [str(c) for c in range(num_classes)]
+        description |= Preprocessing((size, size, channels), 0, *scale).to_json()
     try:
         saved.save(out, variables, description)
     except OSError as error:

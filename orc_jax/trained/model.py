@@ -11,6 +11,8 @@ import jax.export
 import numpy as np
 from jaxtyping import Float
 
+from orc_jax.data import preprocessing
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.trained.networks import from_run, from_saved, logits
 
@@ -20,14 +22,12 @@ class Model(NamedTuple):
 
     Attributes:
       class_names: [C], in the order of the outputs.
-      image_shape: (height, width, channels).
-      resize: see `TrainedNetworks.images`.
-      logits: uint8 [B, *image_shape] → float32 [B, C], compiled.
+      images: what images must be like.
+      logits: uint8 [B, *images.image_shape] → float32 [B, C], compiled.
     """
 
     class_names: list[str]
-    image_shape: tuple[int, int, int]
-    resize: int
+    images: Preprocessing
     logits: Callable
 
     def predict(self, images, batch_size: int = 256) -> Float[np.ndarray, "B C"]:
@@ -40,16 +40,16 @@ class Model(NamedTuple):
         Raises:
           UserError: they are of another type or size.
         """
-        images = np.asarray(images)
-        if images.ndim == 3 and self.image_shape[2] == 1:
+        images, shape = np.asarray(images), self.images.image_shape
+        if images.ndim == 3 and shape[2] == 1:
             images = images[..., None]
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
             raise UserError(
-                f"images must be uint8 {['B', *self.image_shape]}, B at least 1, "
+                f"images must be uint8 {['B', *shape]}, B at least 1, "
                 f"not {images.dtype} {list(images.shape)}"
             )
         # Always as many, so that one program does for all.
-        rows, found = np.zeros((min(batch_size, len(images)), *self.image_shape), np.uint8), []
+        rows, found = np.zeros((min(batch_size, len(images)), *shape), np.uint8), []
         for first in range(0, len(images), len(rows)):
             part = images[first : first + len(rows)]
             rows[: len(part)] = part
@@ -77,7 +77,8 @@ def load(directory: str | Path) -> Model:
             "network.json or config.json"
         )
     run = jax.jit(partial(logits, chosen))
-    return _model(chosen.class_names, chosen.images, partial(run, jax.device_put(chosen.variables)))
+    run = partial(run, jax.device_put(chosen.variables))
+    return Model(chosen.class_names, chosen.images, run)
 
 
 def read_stablehlo(program: bytes) -> Callable:
@@ -95,14 +96,10 @@ def read_stablehlo(program: bytes) -> Callable:
         raise UserError("this is not a program that jax.export wrote, or it is cut off") from error
 
 
-def _model(class_names, images, run):
-    return Model(class_names, tuple(images["image_shape"]), images["resize"], run)
-
-
 def _exported(directory):
     try:
         about = json.loads((directory / "export.json").read_text())
         run = jax.jit(read_stablehlo((directory / "model.stablehlo").read_bytes()))
-        return _model(about["class_names"], about["images"], run)
+        return Model(about["class_names"], preprocessing.from_json(about["images"]), run)
     except (OSError, ValueError, KeyError, UserError) as error:
         raise UserError(f"{directory} cannot be read: {error}") from error

@@ -124,9 +124,9 @@ def text(about: dict, folder: str) -> str:
         "predict": f"\n    python -m orc_jax.predict {folder} image.jpg folder/\n"
         if come_from_files(images["image_shape"])
         else "",
-        "training": training.get("command", "# of the training, the command was not noted"),
+        "training": training["command"],
         "export": about["command"],
-        "training_versions": _versions(training.get("versions", {})),
+        "training_versions": _versions(training["versions"]),
         "versions": _versions(about["versions"]),
         "jax": about["versions"]["jax"],
     }
@@ -165,4 +165,4 @@ def _scaling(images):
 
 
 def _versions(versions):
-    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "not noted"
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

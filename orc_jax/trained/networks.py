@@ -1,20 +1,20 @@
 """Trained networks that answer: taken out of a run, a saved network or an export."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from orc_jax import losses, methods, models
-from orc_jax.data import batches
+from orc_jax.data import batches, preprocessing
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import read_config
+from orc_jax.runtime.workdir import began
 from orc_jax.trained import saved
 
 
@@ -25,9 +25,7 @@ class TrainedNetworks(NamedTuple):
       networks: name of each in the registry.
       variables: {"params", "batch_stats"} of each.
       class_names: [C] of them.
-      images: "image_shape" (height, width, channels); "mean" and "std" that normalise; "resize",
-        what the shorter side of a file's image is scaled to before its centre is taken (0: to
-        the images' size).
+      images: what images must be like.
       peer: its position in the group, or "ensemble"; None for a saved network.
       step: of the checkpoint; None for a saved network.
       scores: "top1", "top5" and "loss" at "step", the last one up to then that was evaluated;
@@ -37,7 +35,7 @@ class TrainedNetworks(NamedTuple):
     networks: list[str]
     variables: list[Any]
     class_names: list[str]
-    images: dict
+    images: Preprocessing
     peer: int | str | None = None
     step: int | None = None
     scores: dict = {}  # noqa: RUF012 - never written to
@@ -53,11 +51,10 @@ def logits(
       variables: as `chosen.variables`, given by themselves so that they can be traced.
       images: not normalised.
     """
-    mean, std = (np.array(chosen.images[key], np.float32) for key in ("mean", "std"))
-    images = batches.normalise(batches.OnDevice(images, None, mean, std), images)
+    images = batches.normalise(chosen.images, images)
     outputs = [
-        models.create(name, len(chosen.class_names)).apply(one, images, train=False)
-        for name, one in zip(chosen.networks, variables, strict=True)
+        models.create(name, len(chosen.class_names)).apply(its_variables, images, train=False)
+        for name, its_variables in zip(chosen.networks, variables, strict=True)
     ]
     if chosen.peer != "ensemble":
         return outputs[0]
@@ -75,24 +72,9 @@ def from_saved(directory: str | Path) -> TrainedNetworks:
         raise UserError(
             f"{directory} does not say how images are normalised: import it with --mean=… --std=…"
         )
-    return TrainedNetworks([about["network"]], [variables], about["class_names"], _images(about))
-
-
-def _images(about):
-    return {key: about[key] for key in ("image_shape", "resize", "mean", "std")}
-
-
-def began(workdir: str | Path) -> dict:
-    """What a run noted when it began: "image_shape", "resize", "mean", "std", "command",
-    "versions".
-
-    Raises:
-      UserError: it is not there.
-    """
-    try:
-        return json.loads((Path(workdir) / "run.json").read_text())
-    except OSError as error:
-        raise UserError(f"{workdir}/run.json cannot be read: {error.strerror}") from error
+    return TrainedNetworks(
+        [about["network"]], [variables], about["class_names"], preprocessing.from_json(about)
+    )
 
 
 def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") -> TrainedNetworks:
@@ -118,12 +100,13 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
     tested = [record for record in tested if "test" in record][-1:]
     if peer == "best":
         peer = _best(config, variables, tested)
+    noted = began(workdir)
     members = range(size) if peer == "ensemble" else [int(peer)]
     return TrainedNetworks(
         networks=[config.peers[i].model for i in members],
         variables=[variables[i] for i in members],
-        class_names=list(config.data.class_names),
-        images=_images(began(workdir)),
+        class_names=list(noted.class_names),
+        images=noted.images,
         peer=peer if peer == "ensemble" else int(peer),
         step=step,
         scores=_scores(tested[0], peer) if tested else {},
@@ -139,7 +122,7 @@ def _best(config, variables, tested) -> int:
             "no peer was evaluated up to this checkpoint: export one of "
             f"{', '.join(map(str, kept))} by --peer"
         )
-    sizes = [sum(x.size for x in jax.tree.leaves(one["params"])) for one in variables]
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(network["params"])) for network in variables]
     return max(kept, key=lambda i: (tested[0]["test"]["top1"][i], -sizes[i]))
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from orc_jax.data import decode, folder
+from orc_jax.data import decode, faults, folder
 from orc_jax.errors import UserError
 from orc_jax.trained.model import Model
 
@@ -32,14 +32,15 @@ def predict(
     Raises:
       UserError: the network does not take images from files.
     """
-    if not decode.come_from_files(model.image_shape):
-        height, width, channels = model.image_shape
+    shape = model.images.image_shape
+    if not decode.come_from_files(shape):
+        height, width, channels = shape
         raise UserError(
             f"images of {height}×{width} pixels and {channels} channels do not come from files: "
             "use orc_jax.load(…).predict(images)"
         )
     # Always as many rows, so that one program does for all.
-    rows = np.zeros((min(batch_size, len(paths)), *model.image_shape), np.uint8)
+    rows = np.zeros((min(batch_size, len(paths)), *shape), np.uint8)
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(paths), len(rows)):
             batch = paths[first : first + len(rows)]
@@ -54,11 +55,12 @@ def predict(
 
 
 def _decoded(model, path):
+    size, _, channels = model.images.image_shape
     try:
-        return decode.decode(path, model.image_shape[0], model.resize, model.image_shape[2])
-    except decode.FAULTS as error:
+        return decode.decode(path, size, model.images.resize, channels)
+    except faults.FAULTS as error:
         try:
-            why = decode.reason(path, error)
+            why = faults.reason(path, error)
         except UserError as unreadable:
             why = str(unreadable)
         print(f"passed over {path}: {why}", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from scipy import special
 
 from orc_jax import prepare
 from orc_jax.data import batches
+from orc_jax.evaluation import evaluation_batches
 from orc_jax.insight.inspect import Subject, of_state
 from orc_jax.runtime import metrics
 from orc_jax.step import compile_steps, evaluation_batch_size
@@ -80,12 +81,7 @@ def find(workdir: str | Path, checkpoint: str, data_dir: str) -> Findings:
         Path(workdir),
         step,
         # Without its images, of which a page about many runs would hold many copies.
-        setup._replace(
-            dataset=setup.dataset._replace(train=None, test=None),
-            train_split=None,
-            test_split=None,
-            held_out_split=None,
-        ),
+        setup._replace(dataset=setup.dataset._replace(test=None), test_split=None),
         [record for record in metrics.read(workdir) if record["step"] <= step],
         state.promotions.tolist(),
         subject,
@@ -95,10 +91,12 @@ def find(workdir: str | Path, checkpoint: str, data_dir: str) -> Findings:
 
 def _ask(setup, stacks) -> Answers:
     size, parts, first = evaluation_batch_size(setup.config, setup.group), [], 0
-    _, _, prediction_step = compile_steps(setup.config, setup.group, setup.method)
+    _, _, prediction_step = compile_steps(
+        setup.config, setup.group, setup.method, streamed=setup.streamed
+    )
     # Compiled, so that the images are not made for it.
     labels_of = jax.jit(lambda split, index: batches.evaluation_batch(split, index, size)[1:])
-    for split, index in prepare.evaluation_batches(setup):
+    for split, index in evaluation_batches(setup):
         logits = jax.device_get(prediction_step(stacks, split, index))
         labels, counts = jax.device_get(labels_of(split, index))
         rows = np.flatnonzero(counts)

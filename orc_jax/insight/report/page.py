@@ -17,7 +17,6 @@ from orc_jax.insight.report.findings import Findings
 EXAMPLES = 3  # images of a pair of classes
 LOOKS = 4  # images that Grad-CAM is shown for
 PAIRS = 6  # of classes
-FILLED_IN = ("data.class_names", "data.streamed")  # settings that are not the user's
 SMALL = 100  # pixels, below which an image is shown with sharp pixels
 
 
@@ -130,11 +129,11 @@ def networks(run: Findings) -> Table:
 def configuration(run: Findings) -> dict[str, Table]:
     """List the settings that are not as by default, and all."""
     config = run.setup.config
-    default = configs.default(config.method.name)
+    default = configs.default_config(config.method.name)
     default.peers = tuple(configs.peer("") for _ in config.peers)
     settings, usual = (configs.flat(json.loads(configs.to_json(c))) for c in (config, default))
     rows = {key: [key, json.dumps(v, ensure_ascii=False)] for key, v in settings.items()}
-    changed = [k for k, v in settings.items() if k not in FILLED_IN and v != usual[k]]
+    changed = [key for key, value in settings.items() if value != usual[key]]
     head = ["setting", "value"]
     return {
         "changed": Table(head, [rows[key] for key in changed], numbers_from=2),
