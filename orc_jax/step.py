@@ -20,6 +20,7 @@ over the mesh axes that split a network's batch, its gradients and batch-norm st
 """
 
 from functools import wraps
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -211,7 +212,7 @@ def compile_steps(config, group: peers.Group, method: Method, *, streamed: bool 
     everywhere, by_rows = PartitionSpec(), PartitionSpec("data")
     split: Any = everywhere
     if streamed:
-        split = batches.OnDevice(by_rows, by_rows, everywhere, everywhere)
+        split = batches.OnDevice._make((by_rows, by_rows, everywhere, everywhere))
     state = states.spec(group)
 
     # Whole arrays come from all_gather and psum, so they are equal on all devices. check_vma cannot
