@@ -43,7 +43,7 @@ def loss(config, batch: Batch):
 
 
 def check(config, networks):
-    """Raise `UserError` for fewer than three peers, or networks that cannot attend to each other."""
+    """Raise `UserError` for fewer than three peers, or networks that must be equal and are not."""
     one_of(config, "form", ("branch", "network"))
     if len(networks) < 3:
         raise UserError(

@@ -30,7 +30,10 @@ def switch(
     students: Float[Array, "S B C"],
     truth: Int[Array, " B"] | Float[Array, "B C"],
 ) -> Switch:
-    """Set the switches: expert mode iff G > δ and t_label < s_label, ε = exp(−t_label / (t_label + s_label))."""
+    """Set the switches: expert mode iff G > δ and t_label < s_label.
+
+    ε = exp(−t_label / (t_label + s_label)) in δ.
+    """
     p_t, p_s = jax.nn.softmax(teachers)[:, None], jax.nn.softmax(students)[None]
     y = truth if truth.ndim == 2 else jax.nn.one_hot(truth, teachers.shape[-1])
 
@@ -63,7 +66,10 @@ def phase(config, batch: Batch, key) -> Roles:
 
 
 def loss(config, batch: Batch):
-    """Compute CE_i + Σ_j KL(p_j ‖ p_i) over the peers j that i learns from; targets are constant."""
+    """Compute CE_i + Σ_j KL(p_j ‖ p_i) over the peers j that i learns from.
+
+    The targets are constant.
+    """
     learns, weights = batch.roles.learns, batch.roles.learns_from
     pairs = losses.pairwise_kd(batch.logits, config.temperature)
     return {
