@@ -6,7 +6,7 @@ are put together in peer order. The branches of a shared trunk are a stack too: 
 the trunk stand beside those of its members and have no peer axis.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 
 from orc_jax import models, optimizers
 from orc_jax.mesh import batch_axes, is_split
-from orc_jax.methods.method import Kind, Method
 from orc_jax.models.network import Network
+
+# What a peer does in a step, see `orc_jax.methods.method.Positions`.
+Kind = Literal["train", "later", "frozen"]
 
 
 class Layout(NamedTuple):
@@ -121,8 +123,13 @@ class StackState:
     trunk: Any
 
 
-def layout(config, method: Method) -> list[Layout]:
-    """Group the peers of a checked config: equal network, optimizer and kind make one stack."""
+def layout(config, method) -> list[Layout]:
+    """Group the peers of a config: those of equal network, optimizer and kind are one stack.
+
+    Args:
+      config: checked.
+      method: the `Method` that it names.
+    """
     networks = [peer.model for peer in config.peers]
     settings = [optimizers.settings(config, peer) for peer in config.peers]
     kinds = method.positions.kinds(config.method, len(networks))
@@ -138,7 +145,7 @@ def layout(config, method: Method) -> list[Layout]:
     ]
 
 
-def build(config, method: Method, num_classes: int, steps_per_epoch: int, mesh: Mesh) -> Group:
+def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) -> Group:
     """Build the group that a config describes.
 
     Args:

@@ -4,42 +4,88 @@ import ast
 
 from conftest import ROOT, run_command
 
-FILES = sorted((ROOT / "orc_jax").rglob("*.py"))
+PACKAGE = ROOT / "orc_jax"
+# The rooms of the package, from the ground up: each imports from those in lines above its own.
+FLOORS = (
+    ("errors",),
+    ("extension", "losses", "mesh", "optimizers"),
+    ("data", "models"),
+    ("peers",),
+    ("methods", "passes"),
+    ("state",),
+    ("step",),
+    ("config",),
+    ("checks", "recipes"),
+    ("runtime",),
+    ("prepare",),
+    ("evaluation", "trained"),
+    ("insight", "training"),
+    ("commands",),
+    ("evaluate", "export", "gradcam", "import_torch", "main", "predict", "report", "__main__"),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# Besides errors.py, all that these rooms know of the package.
+ALONE = {"data": {"extension"}, "models": {"extension"}, "losses": set(), "mesh": set()}
 
 
-def imported(nodes) -> set[str]:
-    """The modules of ours that statements import."""
+def room_of(file) -> str:
+    """The first part of a file's path in the package, e.g. "models"."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree) -> set[str]:
+    """The rooms that a file's statements import from; "orc_jax" for the package itself."""
     names = set()
-    for node in nodes:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "orc_jax":
+            names |= {f"orc_jax.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.startswith("orc_jax.")}
+            names.add(node.module)
+    parts = [name.split(".") for name in names if name.split(".")[0] == "orc_jax"]
+    return {names[1] if len(names) > 1 else "orc_jax" for names in parts}
 
 
-def below(package) -> set[str]:
-    """What the modules of a package import."""
-    files = (ROOT / "orc_jax" / package).rglob("*.py")
-    return set().union(*(imported(ast.walk(ast.parse(file.read_text()))) for file in files))
+FILES = {
+    file: ast.parse(file.read_text())
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if file != PACKAGE / "__init__.py"
+}
 
 
-def test_data_knows_nothing_of_the_program_around_it():
-    others = {name for name in below("data") if not name.startswith("orc_jax.data")}
-    assert {name.split(".")[1] for name in others} == {"errors", "extension"}
+def test_every_room_has_a_floor():
+    assert {room_of(file) for file in FILES} == set(FLOOR)
 
 
-def test_what_runs_on_top_is_not_imported_from_below():
-    above = {"checks", "prepare", "training", "evaluation", "trained", "insight", "commands"}
-    for package in ("data", "runtime", "methods"):
-        assert not {name.split(".")[1] for name in below(package)} & above, package
+def test_imports_point_one_way():
+    for file, tree in FILES.items():
+        room = room_of(file)
+        for other in imported(tree) - {room}:
+            if file.parent == PACKAGE / "models" and file.name == "__main__.py":
+                continue  # `python -m orc_jax.models`, a command
+            allowed = FLOOR[room] > FLOOR.get(other, -1 if other == "orc_jax" else 99)
+            assert allowed, f"{file.relative_to(ROOT)} imports {other}, which is not below it"
+
+
+def test_rooms_that_know_nothing_of_the_program_around_them():
+    """Data and networks print nothing and know no other processes."""
+    for room, known in ALONE.items():
+        for file, tree in FILES.items():
+            if room_of(file) == room and file.name != "__main__.py":
+                assert imported(tree) - {room, "errors"} <= known, file
+                assert "print" not in {
+                    node.func.id
+                    for node in ast.walk(tree)
+                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                }, file
 
 
 def test_no_module_of_ours_is_imported_within_a_function():
-    for file in FILES:
-        tree = ast.parse(file.read_text())
-        at_the_top = imported(node for node in tree.body)
-        assert imported(ast.walk(tree)) == at_the_top, file
+    for file, tree in FILES.items():
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert not imported(ast.Module(function.body, [])), (file, function.name)
 
 
 def test_slow_packages_are_imported_where_they_are_used():

@@ -8,7 +8,7 @@ those of this package; `orc_jax.register_method` adds yours, or a config names i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -16,11 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 from orc_jax.errors import UserError
 from orc_jax.models.network import Outputs
-
-# "train": one pass on the batch, in train mode. "later": no pass before the phase, in which the
-# peer is updated and has its only pass; until then its outputs in `Batch` are zeros. "frozen": one
-# pass in eval mode, and the peer never changes.
-Kind = Literal["train", "later", "frozen"]
+from orc_jax.peers import Kind
 
 
 class TeacherUpdate(NamedTuple):
@@ -108,7 +104,9 @@ class Positions:
     Attributes:
       titles: what each peer is called in tables.
       kept: the peers that the training is for.
-      kinds: the `Kind` of each peer.
+      kinds: the `Kind` of each peer. "train": one pass on the batch, in train mode. "later": no pass
+        before the phase, in which the peer is updated and has its only pass. "frozen": one pass in
+        eval mode; the peer never changes.
     """
 
     titles: Callable[[Any, int], list[str]] = lambda config, size: ["peer"] * size
