@@ -20,8 +20,9 @@ def _to_type_of_inputs(*arrays: Any, dtype: Any = None, inexact: bool = True) ->
     Flax calls this as the layer's `promote_dtype`, with the inputs and then the parameters.
     `dtype` is the layer's own, None here.
     """
-    inputs = jnp.asarray(arrays[0])
-    return [inputs, *(None if param is None else param.astype(inputs.dtype) for param in arrays[1:])]
+    inputs, *params = arrays
+    inputs = jnp.asarray(inputs)
+    return [inputs, *(None if param is None else param.astype(inputs.dtype) for param in params)]
 
 
 def conv(
