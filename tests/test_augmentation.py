@@ -70,10 +70,10 @@ def test_the_whole_as_a_part_is_the_image():
     _, split = split_of()
     drawn = draw(resized_crop=True)._replace(part=jnp.array([[0.0] * N] * 2 + [[1.0] * N] * 2))
     plain = batches.evaluation_batch(split, 0, N)[0]
-    np.testing.assert_allclose(batches.take(split, jnp.arange(N), drawn, ""), plain, atol=1e-5)
+    np.testing.assert_allclose(batches.take(split, jnp.arange(N), drawn, "zero"), plain, atol=1e-5)
     mirrored = drawn._replace(flip=jnp.ones(N, bool))
     np.testing.assert_allclose(
-        batches.take(split, jnp.arange(N), mirrored, ""), plain[:, :, ::-1], atol=1e-5
+        batches.take(split, jnp.arange(N), mirrored, "zero"), plain[:, :, ::-1], atol=1e-5
     )
 
 
@@ -82,7 +82,7 @@ def test_parts_of_a_slope_are_slopes():
     rows = np.broadcast_to(np.arange(32, dtype=np.uint8)[:, None, None], (32, 32, 1))
     split = batches.OnDevice(rows[None], np.zeros(1, int), np.zeros(1), np.full(1, 1 / 255))
     part = jnp.array([0.25, 0.5, 0.5, 0.25])[:, None]
-    batch = batches.take(split, jnp.zeros(1, int), draw((1,))._replace(part=part), "")
+    batch = batches.take(split, jnp.zeros(1, int), draw((1,))._replace(part=part), "zero")
     expected = (0.25 + (np.arange(32) + 0.5) / 32 * 0.5) * 32 - 0.5
     np.testing.assert_allclose(batch[0, :, 7, 0], expected, atol=1e-3)
 

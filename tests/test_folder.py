@@ -236,7 +236,7 @@ def break_folder(root, kind):
         ("absent", "there is no folder"),
         ("empty", "train has no folders of classes"),
         ("class without images", "bird has no image"),
-        ("class in val alone", "val has the class 'bird', which train has not"),
+        ("class in val alone", "val has the class 'bird', which train does not have"),
         ("no train", "has a folder val, but none named train"),
         ("link to itself", "self cannot be read: Too many levels"),
         ("link to nothing", "9.png cannot be read: No such file"),

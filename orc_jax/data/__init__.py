@@ -1,4 +1,4 @@
-"""Where images come from: one registry of data sets."""
+"""The data sets, by name."""
 
 from orc_jax.data import cifar, decode, digits, folder, tfds
 from orc_jax.data.folder import Listing
@@ -20,21 +20,22 @@ __all__ = [
 
 CIFAR = ("cifar10", "cifar100")
 FOLDERS = ("tiny_imagenet", "imagenet", "folder")
-TFDS = "tfds:"  # before the name of any builder of TensorFlow Datasets
+TFDS = "tfds:"  # prefix of the names of TensorFlow Datasets' builders
 OF_ONE_SIZE = ("digits", *CIFAR)
 NAMES = (*OF_ONE_SIZE, *FOLDERS)
 
 
 def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
-    """The data set that `config.data` names.
+    """Load the data set that `config.data` names.
 
     Args:
       config: the whole config.
-      host: the program that loads it.
-      streamed: whether encoded images stay as they are; None: if they do not fit the memory.
+      host: the program that loads the data set.
+      streamed: whether encoded images are left encoded, to be decoded when they are used; None
+        to leave them encoded if the decoded images would not fit into memory.
 
     Raises:
-      UserError: unknown name, or its files are missing or corrupt.
+      UserError: the name is unknown, or files of the data set are missing or corrupt.
     """
     data = config.data
     if data.name == "digits":
@@ -49,17 +50,22 @@ def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
 def load_test(
     config, class_names: tuple[str, ...], size: int, streamed: bool, host: Host = ALONE
 ) -> Dataset:
-    """Only the test images of a data set that `load` gave before: no training image is read.
+    """Load only the test images of a data set that `load` has loaded before.
+
+    No training images are read, unless the test images are held out from them.
 
     Args:
       config: the whole config.
-      class_names: in the order of their indices.
-      size: height and width of the images.
-      streamed: whether encoded images stay as they are.
-      host: the program that loads them.
+      class_names: names of the classes, in the order of their indices.
+      size: height and width of the images, in pixels.
+      streamed: whether encoded images are left encoded.
+      host: the program that loads the data set.
+
+    Returns:
+      The data set, whose `train` is None.
 
     Raises:
-      UserError: unknown name, or its files are missing or corrupt.
+      UserError: the name is unknown, or files of the data set are missing or corrupt.
     """
     data = config.data
     if data.name == "digits":
@@ -73,12 +79,16 @@ def load_test(
 
 
 def is_own(name: str) -> bool:
-    """Return whether a data set is a function of the user's own, "package.module:load"."""
+    """Return whether a name is that of a user's own function, "package.module:load".
+
+    Args:
+      name: name of a data set.
+    """
     return is_import_name(name) and not name.startswith(TFDS)
 
 
 def _load_own(config) -> Dataset:
-    """Call a function of the user's own: config → arrays, as `from_arrays` takes them."""
+    """Call a user's own function, which maps the config to arrays as `from_arrays` takes them."""
     arrays = import_name("data set", config.data.name)(config)
     if not isinstance(arrays, tuple) or len(arrays) != 4:
         raise UserError(
@@ -89,14 +99,17 @@ def _load_own(config) -> Dataset:
 
 
 def _is_archive(data) -> bool:
-    """Whether it is CIFAR in its authors' form; where it is in none, that is the one to name."""
+    """Return whether to load the data set from CIFAR's original archives.
+
+    This also holds where no form of CIFAR is found, so that the error names the archives.
+    """
     if data.name not in CIFAR:
         return False
     return cifar.is_there(data.name, data.dir) or not tfds.is_prepared(data.name, data.dir)
 
 
 def _listing(data, host, class_names=()) -> Listing:
-    """The encoded images; with the classes' names given, those that the test split is made of."""
+    """List the encoded images; given class names, only those that the test split is made of."""
     if data.name in CIFAR:
         return tfds.find(data.name, data.dir, host, class_names)
     if data.name in FOLDERS:

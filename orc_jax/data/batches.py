@@ -1,6 +1,6 @@
-"""Augmented batches, made on the device from the whole data set there as uint8."""
+"""Augmented batches, made on the device from a whole split of uint8 images held there."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,14 @@ from orc_jax.data.trivial_augment import grey
 
 
 class OnDevice(NamedTuple):
-    """A split with what normalises it: (pixel/255 − mean) / std, per channel."""
+    """A split on the device, normalised as (pixel/255 − mean) / std.
+
+    Attributes:
+      images: pixels.
+      labels: class indices.
+      mean: mean of pixel/255 in the training images, per channel.
+      std: standard deviation of pixel/255 in the training images, per channel.
+    """
 
     images: UInt8[Array, "N H W channels"]
     labels: Int[Array, " N"]
@@ -22,25 +29,41 @@ class OnDevice(NamedTuple):
 
 
 def scale(images: UInt8[np.ndarray, "N H W channels"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [channels] of pixel/255."""
+    """Compute the mean and standard deviation of pixel/255, per channel.
+
+    A channel without variance gets a standard deviation of 1.
+
+    Args:
+      images: pixels.
+
+    Returns:
+      (mean [channels], standard deviation [channels]), float32.
+    """
     channels = images.shape[-1]
     counts = np.zeros((channels, 256))
-    for part in np.array_split(images, max(1, len(images) // 1024)):  # bincount takes 8 bytes each
+    # In parts, because bincount converts every pixel to 8 bytes.
+    for part in np.array_split(images, max(1, len(images) // 1024)):
         counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(channels)]
     levels = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ levels / total
-    # Rounding can leave a constant channel with a tiny variance of either sign.
+    # Rounding can give a constant channel a tiny variance of either sign.
     variance = counts @ levels**2 / total - mean**2
     std = np.sqrt(np.where(variance > 1e-9, variance, 1.0))
     return mean.astype(np.float32), std.astype(np.float32)
 
 
 def epoch_order(key, epoch, num_images: int, batch_size: int) -> Int[Array, "steps B"]:
-    """The epoch's batches as positions in the training split.
+    """Draw an epoch's batches, as positions in the training split.
 
-    A fresh permutation, a function of (key, epoch) alone. The images left over after the
-    last full batch are not used in this epoch.
+    The positions are a permutation that depends on (key, epoch) alone. The images left over after
+    the last full batch are not used in this epoch.
+
+    Args:
+      key: PRNG key.
+      epoch: index of the epoch.
+      num_images: number of training images.
+      batch_size: B.
     """
     steps = num_images // batch_size
     order = jax.random.permutation(jax.random.fold_in(key, epoch), num_images)
@@ -48,15 +71,18 @@ def epoch_order(key, epoch, num_images: int, batch_size: int) -> Int[Array, "ste
 
 
 class Augmentation(NamedTuple):
-    """How every image of a batch is changed; lengths are shares of the image's height or width.
+    """Random changes of the images of a batch, for P peers or the same for all.
+
+    Rectangles are (top, left, height, width), relative to the image's height and width.
 
     Attributes:
-      top, left: corner of the padded crop, in pixels, −pad to pad.
-      flip: bool, mirrored left to right.
-      part: top, left, height and width of the part that is scaled to the whole, or None.
-      trivial: the one change of TrivialAugment, or None.
+      top: first row of the crop from the padded image, in pixels, −pad to pad.
+      left: first column of the crop from the padded image, in pixels, −pad to pad.
+      flip: whether the image is mirrored left to right.
+      part: rectangle that is scaled to the whole image, or None.
+      trivial: TrivialAugment's change of the image, or None.
       jitter: factors of brightness, contrast and saturation, or None.
-      erased: top, left, height and width of what becomes the mean colour, or None.
+      erased: rectangle that is filled with the mean colour, or None.
     """
 
     top: Int[Array, "*P B"]
@@ -69,19 +95,21 @@ class Augmentation(NamedTuple):
 
 
 def draw_augmentation(key, data, shape: tuple[int, ...], *, cropped: bool = False) -> Augmentation:
-    """Random changes as the settings ask for them.
+    """Draw the random changes that the config asks for.
 
-    A part is 8 to 100 % of an image's area, 3/4 to 4/3 as wide as high (Szegedy et al. 2015);
-    what is erased 2 to 33 %, 0.3 to 3.3 as wide as high (Zhong et al. 2020).
+    A resized crop covers 8 to 100 % of the image's area with an aspect ratio of 3/4 to 4/3
+    (Szegedy et al. 2015, arXiv 1409.4842). An erased rectangle covers 2 to 33 % with an aspect
+    ratio of 0.3 to 3.3 (Zhong et al. 2020, arXiv 1708.04896).
 
     Args:
+      key: PRNG key.
       data: `config.data`.
-      shape: (B,); (P, B) for other ones for every peer.
-      cropped: whether the images come as random parts already.
+      shape: (B,), or (P, B) to draw different changes for every peer.
+      cropped: whether the images are random resized crops already.
     """
     crop_key, flip_key = jax.random.split(key)
     keys = jax.random.split(jax.random.fold_in(key, 1), 5)
-    part_key, jitter_key, erase_key, whether_key, trivial_key = keys
+    part_key, jitter_key, rectangle_key, erase_key, trivial_key = keys
     pad = 0 if data.resized_crop else data.pad
     top, left = jax.random.randint(crop_key, (2, *shape), -pad, pad + 1)
     flip = jax.random.bernoulli(flip_key, 0.5, shape) & data.flip
@@ -94,23 +122,38 @@ def draw_augmentation(key, data, shape: tuple[int, ...], *, cropped: bool = Fals
         low, high = max(0.0, 1 - data.jitter), 1 + data.jitter
         jitter = jax.random.uniform(jitter_key, (3, *shape), minval=low, maxval=high)
     if data.erase:
-        erased = _rectangle(erase_key, shape, (0.02, 0.33), (0.3, 3.3))
-        erased *= jax.random.bernoulli(whether_key, data.erase, shape)
+        erased = _rectangle(rectangle_key, shape, (0.02, 0.33), (0.3, 3.3))
+        erased *= jax.random.bernoulli(erase_key, data.erase, shape)
     return Augmentation(top, left, flip, part, trivial, jitter, erased)
 
 
 def _rectangle(key, shape, areas, ratios):
-    """Random (top, left, height, width), cut to the image where it would be larger."""
-    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    """Draw rectangles of an area and aspect ratio within these limits, no larger than the image."""
+    area_key, ratio_key, corner_key = jax.random.split(key, 3)
     area = jax.random.uniform(area_key, shape, minval=areas[0], maxval=areas[1])
     low, high = np.log(ratios)
     ratio = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
     size = jnp.minimum(jnp.stack([jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)]), 1)
-    return jnp.concatenate([jax.random.uniform(place_key, (2, *shape)) * (1 - size), size])
+    return jnp.concatenate([jax.random.uniform(corner_key, (2, *shape)) * (1 - size), size])
 
 
-def take(split: OnDevice, positions: Int[Array, " B"], changes: Augmentation, pad_mode: str):
-    """The images at these positions, changed and normalised: [*P, B, H, W, channels] float32."""
+def take(
+    split: OnDevice,
+    positions: Int[Array, " B"],
+    changes: Augmentation,
+    pad_mode: Literal["zero", "reflect"],
+):
+    """Take images from a split, change and normalise them.
+
+    Args:
+      split: a split.
+      positions: positions of the images in the split.
+      changes: changes of these images.
+      pad_mode: padding of the crop, black or reflected.
+
+    Returns:
+      [*P, B, H, W, channels], float32.
+    """
     if changes.part is None:
         images = _cropped(split, positions, changes, pad_mode)
     else:
@@ -121,31 +164,30 @@ def take(split: OnDevice, positions: Int[Array, " B"], changes: Augmentation, pa
         images = _jittered(images, changes.jitter)
     images = normalise(split, images)
     if changes.erased is not None:
-        rows, columns = _inside(images.shape[-3:-1], changes.erased)
-        images = jnp.where((rows[..., :, None] & columns[..., None, :])[..., None], 0, images)
+        in_rows, in_columns = _inside(images.shape[-3:-1], changes.erased)
+        erased = in_rows[..., :, None] & in_columns[..., None, :]
+        images = jnp.where(erased[..., None], 0, images)
     return images
 
 
 def _cropped(split, positions, changes, pad_mode):
-    """Padding, crop and flip as index arithmetic, so that each image is read once."""
+    """Pad, crop and flip by index arithmetic, so that each image is read only once."""
     _, height, width, _ = split.images.shape
     columns = jnp.arange(width)
     columns = jnp.where(changes.flip[..., None], width - 1 - columns, columns)
     columns = columns + changes.left[..., None]
     rows = jnp.arange(height) + changes.top[..., None]
-    inside_rows, inside_columns = (
-        (at >= 0) & (at < size) for at, size in ((rows, height), (columns, width))
-    )
+    in_rows, in_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
     rows, columns = _reflect(rows, height), _reflect(columns, width)
     images = split.images[positions[:, None, None], rows[..., :, None], columns[..., None, :]]
     if pad_mode == "zero":
-        inside = inside_rows[..., :, None] & inside_columns[..., None, :]
+        inside = in_rows[..., :, None] & in_columns[..., None, :]
         images = jnp.where(inside[..., None], images, 0)
     return images
 
 
 def _scaled_part(split, positions, changes):
-    """A part of each image at the size of the whole, bilinear between the centres of pixels."""
+    """Scale a part of each image to the image's size, interpolating bilinearly."""
     _, height, width, _ = split.images.shape
     top, left, part_height, part_width = (x[..., None] for x in changes.part)
     rows = (top + (jnp.arange(height) + 0.5) / height * part_height) * height - 0.5
@@ -155,23 +197,23 @@ def _scaled_part(split, positions, changes):
     images = 0.0
     for row, row_weight in _neighbours(rows, height):
         for column, column_weight in _neighbours(columns, width):
-            seen = split.images[positions[:, None, None], row[..., :, None], column[..., None, :]]
-            images += (row_weight[..., :, None] * column_weight[..., None, :])[..., None] * seen
+            pixels = split.images[positions[:, None, None], row[..., :, None], column[..., None, :]]
+            images += (row_weight[..., :, None] * column_weight[..., None, :])[..., None] * pixels
     return images
 
 
-def _neighbours(at, size):
-    """The two pixels around a place, and how much each of them counts."""
-    below = jnp.floor(at)
+def _neighbours(coordinate, size):
+    """Return (index, weight) of the two pixels that enclose a coordinate along an axis."""
+    below = jnp.floor(coordinate)
     index = below.astype(jnp.int32)
     return (
-        (index.clip(0, size - 1), 1 - (at - below)),
-        ((index + 1).clip(0, size - 1), at - below),
+        (index.clip(0, size - 1), 1 - (coordinate - below)),
+        ((index + 1).clip(0, size - 1), coordinate - below),
     )
 
 
 def _jittered(images, factors):
-    """Brightness, contrast and saturation, each times its factor, within 0 to 255."""
+    """Multiply brightness, contrast and saturation by their factors; clip to 0 … 255."""
     brightness, contrast, saturation = (x[..., None, None, None] for x in factors)
     images = (images * brightness).clip(0, 255)
     mean = grey(images).mean(axis=(-3, -2, -1), keepdims=True)
@@ -181,7 +223,7 @@ def _jittered(images, factors):
 
 
 def _inside(size, rectangle):
-    """Which rows [..., H] and which columns [..., W] have their centre in a rectangle."""
+    """Return which rows [..., H] and which columns [..., W] have their centre in a rectangle."""
     top, left, height, width = (x[..., None] for x in rectangle)
     centres = [(jnp.arange(n) + 0.5) / n for n in size]
     return (
@@ -190,27 +232,40 @@ def _inside(size, rectangle):
     )
 
 
-def _reflect(at, size):
-    """Positions outside 0 … size−1, mirrored at the outermost pixel."""
-    at = jnp.abs(at)
-    return jnp.where(at > size - 1, 2 * (size - 1) - at, at)
+def _reflect(index, size):
+    """Reflect indices outside 0 … size−1 at the outermost pixel."""
+    index = jnp.abs(index)
+    return jnp.where(index > size - 1, 2 * (size - 1) - index, index)
 
 
 def normalise(scale: OnDevice | Preprocessing, images):
-    """Pixels of 0 to 255 → float32 with the training images' mean 0 and deviation 1."""
+    """Normalise pixels to the training images' mean of 0 and standard deviation of 1.
+
+    Args:
+      scale: mean and standard deviation of the training images.
+      images: levels from 0 to 255, [..., H, W, channels].
+
+    Returns:
+      [..., H, W, channels], float32.
+    """
     return (images.astype(jnp.float32) / 255 - scale.mean) / scale.std
 
 
 def evaluation_batch(split: OnDevice, index, batch_size: int):
-    """The index-th batch of a split in order, and which of its rows count.
+    """Return the index-th batch of a split in its order, and which of its rows count.
 
-    The last batch is filled up with rows that do not count; nor do rows of a negative label.
+    Rows that fill up the last batch do not count, nor do rows with a negative label.
+
+    Args:
+      split: a split.
+      index: index of the batch.
+      batch_size: B.
 
     Returns:
-      Normalised images [B, H, W, channels], labels [B], counts [B] bool.
+      (normalised images [B, H, W, channels], labels [B], whether the row counts [B]).
     """
-    at = index * batch_size + jnp.arange(batch_size)
-    inside = at < len(split.labels)
-    at = jnp.minimum(at, len(split.labels) - 1)
-    counts = inside & (split.labels[at] >= 0)
-    return normalise(split, split.images[at]), split.labels[at], counts
+    positions = index * batch_size + jnp.arange(batch_size)
+    inside = positions < len(split.labels)
+    positions = jnp.minimum(positions, len(split.labels) - 1)
+    labels = split.labels[positions]
+    return normalise(split, split.images[positions]), labels, inside & (labels >= 0)

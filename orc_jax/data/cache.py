@@ -1,4 +1,4 @@
-"""Arrays that are made once and kept in a folder."""
+"""A cache of arrays in a folder."""
 
 import tempfile
 import zipfile
@@ -11,12 +11,12 @@ from orc_jax.errors import UserError
 
 
 def cached(folder: Path | None, key: str, make: Callable[[], dict]) -> dict[str, np.ndarray]:
-    """The arrays of this key, made and kept if they are not there yet, or damaged.
+    """Read the arrays of a key from the cache; make and keep them if they are missing or damaged.
 
     Args:
-      folder: where they are kept; None: nowhere.
-      key: a hash of all that they are made of.
-      make: gives them.
+      folder: folder of the cache; None to make the arrays without keeping them.
+      key: hash of everything that the arrays are made of.
+      make: function that returns the arrays, by name.
 
     Raises:
       UserError: the folder cannot be written to.
@@ -25,8 +25,8 @@ def cached(folder: Path | None, key: str, make: Callable[[], dict]) -> dict[str,
         return make()
     file = folder / f"{key[:32]}.npz"
     try:
-        with np.load(file) as kept:
-            return dict(kept)
+        with np.load(file) as arrays:
+            return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         arrays = make()
     try:

@@ -15,13 +15,21 @@ from orc_jax.errors import UserError
 
 
 class _Form(NamedTuple):
-    """One of the forms in which the authors publish a data set."""
+    """A form in which CIFAR's authors publish a data set.
 
-    archive: str  # name without .tar.gz
-    folder: str  # inside the archive
+    Attributes:
+      archive: name of the archive, without .tar.gz.
+      folder: folder in the archive that contains the files below.
+      train: files of the training images.
+      test: file of the test images.
+      names: file of the class names.
+    """
+
+    archive: str
+    folder: str
     train: tuple[str, ...]
     test: str
-    names: str  # file with the class names
+    names: str
 
 
 _FORMS = {
@@ -53,7 +61,7 @@ _FORMS = {
     ),
 }
 _PIXELS = 3 * 32 * 32
-# All that the authors' pickles name.
+# All (module, name) that the authors' pickles refer to.
 _PICKLED = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -64,17 +72,15 @@ _PICKLED = {
 
 
 def load(name: str, directory: str | Path, test_only: bool = False) -> Dataset:
-    """Reads CIFAR from `directory`.
-
-    Looks there for an original archive, unpacked or as .tar.gz, in python or binary form.
+    """Read CIFAR from an original archive, unpacked or as .tar.gz, in Python or binary form.
 
     Args:
       name: "cifar10" or "cifar100".
-      directory: where it is.
-      test_only: whether the training images are left out.
+      directory: folder that contains the archive.
+      test_only: whether to leave the training images out.
 
     Raises:
-      UserError: nothing is there, or a file is truncated or corrupt.
+      UserError: the archive is missing, or one of its files is truncated or corrupt.
     """
     for form, folder, archive in _places(name, directory):
         if folder.is_dir():
@@ -90,11 +96,19 @@ def load(name: str, directory: str | Path, test_only: bool = False) -> Dataset:
 
 
 def is_there(name: str, directory: str | Path) -> bool:
-    """Whether `directory` has an original archive."""
-    return any(a.is_dir() or b.is_file() for _, a, b in _places(name, directory))
+    """Return whether a folder contains an original archive, unpacked or as .tar.gz.
+
+    Args:
+      name: "cifar10" or "cifar100".
+      directory: the folder.
+    """
+    return any(
+        folder.is_dir() or archive.is_file() for _, folder, archive in _places(name, directory)
+    )
 
 
 def _places(name, directory):
+    """Yield every form with the paths of its folder and of its archive."""
     for form in _FORMS[name]:
         yield form, Path(directory) / form.folder, Path(directory) / f"{form.archive}.tar.gz"
 
@@ -128,7 +142,7 @@ def _folder_reader(folder):
 
 
 def _archive_reader(archive, folder):
-    """Reads the archive once, front to back: seeking in a .tar.gz unpacks it again."""
+    """Read all files at once, front to back, because seeking in a .tar.gz unpacks it again."""
     try:
         with tarfile.open(archive) as tar:
             files = {
@@ -146,7 +160,7 @@ def _archive_reader(archive, folder):
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers; anything else could run code."""
+    """An unpickler of NumPy arrays and plain containers only; other classes could run code."""
 
     def find_class(self, module, name):
         if (module, name) not in _PICKLED:
@@ -158,8 +172,7 @@ def _unpickle(raw, where) -> dict:
     try:
         content = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: v for key, v in content.items()}
-    except Exception as error:
-        # A damaged pickle raises almost anything.
+    except Exception as error:  # a damaged pickle raises exceptions of almost any type
         raise UserError(f"{where} is truncated or corrupt: {error}") from error
 
 
@@ -176,7 +189,7 @@ def _parse_python(raw, where, fine):
 
 
 def _parse_binary(raw, where, fine):
-    """Records of one label byte (two for CIFAR-100: coarse, fine) and 3072 pixels."""
+    """Parse records of one label byte (two for CIFAR-100: coarse, fine) and 3072 pixels."""
     size = 1 + fine + _PIXELS
     if not raw or len(raw) % size:
         raise UserError(

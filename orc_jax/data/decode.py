@@ -1,4 +1,4 @@
-"""Encoded images → uint8 arrays of one size: decoded once and kept, or looked at and left."""
+"""Encoded images: decoded once to uint8 arrays of one size, or checked and left encoded."""
 
 import hashlib
 import io
@@ -20,29 +20,29 @@ from orc_jax.data.images import Dataset, Images, hold_out
 from orc_jax.data.tfds import Records
 from orc_jax.errors import UserError
 
-# Part of every cache file's name: to be raised when the same files give other pixels.
+# Part of the key of every cache file. Raise it when the same files are decoded to other pixels.
 VERSION = 1
 
 
 def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Dataset:
-    """The images of a listing, at `data.size`, or at their own if it is 0.
+    """Load the images of a listing at `data.size`, or at their own size if it is 0.
 
-    Decoded if all of them fit `data.memory`; else they stay as they are, and files are looked at
-    in passing. Without a second split, `data.val_share` of every class is cut off the training
-    images, the same ones in every run.
+    The images are decoded if all of them fit into `data.memory`. Otherwise they are left encoded,
+    and files are only checked for damage. Without a second split, `data.val_share` of every class
+    is held out from the training images; every run holds out the same images.
 
     Args:
       data: `config.data`.
-      listing: both splits.
-      host: the program that loads them.
-      streamed: whether they stay as they are; None: if they do not fit.
+      listing: the training and the test images.
+      host: the program that loads the images.
+      streamed: whether to leave the images encoded; None to decide by `data.memory`.
 
     Raises:
-      UserError: an image cannot be decoded (unless `data.on_error` is "skip"), the sizes differ
-        and none is given, or too few are left.
+      UserError: an image cannot be decoded (unless `data.on_error` is "skip"), the images differ
+        in size and `data.size` is 0, or a class or split has too few images.
     """
     size = data.size or listing.train.size or _common_size(listing)
-    if cut_off := listing.test is None:
+    if held_out := listing.test is None:
         listing = _with_test(data, listing)
     count = len(listing.train.labels) + len(listing.test.labels)
     pixels = count * listing.train.channels * size**2
@@ -55,7 +55,7 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
     splits = {"train": listing.train, "test": listing.test}
     train, test = _read(data, splits, host, size, streamed)
     classes = np.union1d(listing.train.labels, listing.test.labels)
-    for split in (train, test) if cut_off else (train,):
+    for split in (train, test) if held_out else (train,):
         if len(missing := np.setdiff1d(classes, split.labels)):
             name = listing.class_names[missing[0]]
             raise UserError(f"the class {name!r} has too few images to train and validate on")
@@ -65,14 +65,17 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
 
 
 def load_test(data, listing: Listing, host: Host, size: int, streamed: bool) -> Any:
-    """Only the test images of a listing: `Images`, or encoded ones if they are streamed.
+    """Load only the test images of a listing.
 
     Args:
       data: `config.data`.
-      listing: without training images, unless the test images are cut off them.
-      host: the program that loads them.
-      size: height and width of the images.
-      streamed: whether they stay as they are.
+      listing: the test images, or the training images if test images are held out from them.
+      host: the program that loads the images.
+      size: height and width of the images, in pixels.
+      streamed: whether to leave the images encoded.
+
+    Returns:
+      `Images`, or encoded images (`folder.Files`, `tfds.Records`) if they are streamed.
 
     Raises:
       UserError: an image cannot be decoded (unless `data.on_error` is "skip").
@@ -89,58 +92,78 @@ def _with_test(data, listing) -> Listing:
 
 
 def _read(data, splits: dict, host, size, streamed) -> list:
-    """The images of each split without those that are damaged, if these are to be left out."""
-    take = _looked_at if streamed else _decoded
-    found, shown = [], []
+    """Read the images of each split; leave out damaged ones, or stop at them, as configured."""
+    read_split = _check_all if streamed else _decode_all
+    read, damaged = [], []
     for name, files in splits.items():
         resize = data.eval_resize if name == "test" else 0
         with host.progress(f"reading {name} images", 2 * len(files.labels)) as advance:
-            split, bad = take(files._replace(size=size), resize, host.folder, advance)
-        found.append(split)
-        shown += [f"{files.name(i)} ({why})" for i, why in bad.items()]
-    if shown and data.on_error == "stop":
+            split, bad = read_split(files._replace(size=size), resize, host.folder, advance)
+        read.append(split)
+        damaged += [f"{files.name(i)} ({why})" for i, why in bad.items()]
+    if damaged and data.on_error == "stop":
         raise UserError(
-            f"{len(shown)} of the images cannot be decoded (--config.data.on_error=skip leaves "
-            f"them out): {'; '.join(shown)}"
+            f"{len(damaged)} of the images cannot be decoded (--config.data.on_error=skip leaves "
+            f"them out): {'; '.join(damaged)}"
         )
-    if shown:
-        host.say(f"left out {len(shown)} images that cannot be decoded: {'; '.join(shown)}")
-    return found
+    if damaged:
+        host.say(f"left out {len(damaged)} images that cannot be decoded: {'; '.join(damaged)}")
+    return read
 
 
 def decode(
     file: str | Path | io.BytesIO, size: int, resize: int = 0, channels: int = 3
 ) -> np.ndarray:
-    """The centre of an encoded image, scaled to size: uint8 [size, size, channels].
+    """Decode an image, scale its shorter side, and take the centre.
 
     Grey, palette and 16-bit images become RGB; an alpha channel is dropped.
 
     Args:
+      file: the encoded image.
+      size: height and width of the result, in pixels.
+      resize: pixels to which the shorter side is scaled, at least `size`; 0 for `size`.
       channels: 3, or 1 for grey.
-      resize: what the shorter side is scaled to instead, at least size.
+
+    Returns:
+      uint8 [size, size, channels].
 
     Raises:
-      Exception: one of `faults.FAULTS`.
+      Exception: one of `faults.FAULTS`, if the image is damaged.
     """
     with Image.open(file) as image:
-        # Lets JPEG skip resolution that is not needed.
+        # JPEG need not decode resolution that the result does not have.
         image.draft("RGB", (max(size, resize),) * 2)
         return as_array(fit(rgb(image), size, resize), channels)
 
 
 def come_from_files(image_shape: tuple[int, int, int]) -> bool:
-    """Whether `decode` gives images of this shape: squares, grey or RGB."""
+    """Return whether `decode` can return images of this shape: square, and grey or RGB.
+
+    Args:
+      image_shape: (height, width, channels).
+    """
     height, width, channels = image_shape
     return height == width and channels in (1, 3)
 
 
 def as_array(image: Image.Image, channels: int) -> np.ndarray:
-    """An image in RGB as uint8 [height, width, channels]."""
+    """Convert an RGB image to uint8 [height, width, channels].
+
+    Args:
+      image: an image in RGB.
+      channels: 3, or 1 for grey.
+    """
     return np.asarray(image) if channels == 3 else np.asarray(image.convert("L"))[..., None]
 
 
 def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
-    """The image with its shorter side scaled to size (or `resize`), of that the centre."""
+    """Scale the shorter side of an image, and take the centre.
+
+    Args:
+      image: an image of any size.
+      size: height and width of the result, in pixels.
+      resize: pixels to which the shorter side is scaled, at least `size`; 0 for `size`.
+    """
     if image.size == (size, size) and not resize:
         return image
     factor = (resize or size) / min(image.size)
@@ -151,8 +174,12 @@ def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, whatever it was."""
-    if image.mode.startswith("I"):  # 16 bits, whatever PIL calls them
+    """Convert an image of any mode to RGB.
+
+    Args:
+      image: an image of any mode.
+    """
+    if image.mode.startswith("I"):  # 16 bits; Pillow has several such modes
         levels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
@@ -160,8 +187,8 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decoded(files, resize, folder, advance) -> tuple[Images, dict[int, str]]:
-    """The images that can be decoded, and index → reason of the others."""
+def _decode_all(files, resize, folder, advance) -> tuple[Images, dict[int, str]]:
+    """Return the images that can be decoded, and index → reason for the others."""
     count, size, channels = len(files.labels), files.size, files.channels
     with ThreadPoolExecutor() as pool:
         key = hashlib.sha256(f"{VERSION} {size} {resize} {channels}".encode())
@@ -169,7 +196,7 @@ def _decoded(files, resize, folder, advance) -> tuple[Images, dict[int, str]]:
             key.update(digest)
             advance()
 
-        def everything():
+        def make():
             images, bad = np.empty((count, size, size, channels), np.uint8), {}
             results = pool.map(partial(_decode_or_reason, files, resize=resize), range(count))
             for i, result in enumerate(results):
@@ -180,13 +207,13 @@ def _decoded(files, resize, folder, advance) -> tuple[Images, dict[int, str]]:
                     images[i - len(bad)] = result
             return {"images": images[: count - len(bad)]} | faults.to_arrays(bad)
 
-        kept = cached(folder, key.hexdigest(), everything)
-    bad = faults.from_arrays(kept)
-    return Images(kept["images"], np.delete(files.labels, list(bad))), bad
+        arrays = cached(folder, key.hexdigest(), make)
+    bad = faults.from_arrays(arrays)
+    return Images(arrays["images"], np.delete(files.labels, list(bad))), bad
 
 
-def _looked_at(files, _, folder, advance) -> tuple[Files | Records, dict[int, str]]:
-    """The images that look whole, and index → reason of the others."""
+def _check_all(files, _, folder, advance) -> tuple[Files | Records, dict[int, str]]:
+    """Return the images that look undamaged, still encoded, and index → reason for the others."""
     bad = files.faults if isinstance(files, Records) else _faults_of_files(files, folder, advance)
     whole = np.ones(len(files.labels), bool)
     whole[list(bad)] = False
@@ -194,6 +221,7 @@ def _looked_at(files, _, folder, advance) -> tuple[Files | Records, dict[int, st
 
 
 def _faults_of_files(files: Files, folder, advance) -> dict[int, str]:
+    """Return index → reason for the files that look damaged."""
     paths = [files.root / path for path in files.paths]
     with ThreadPoolExecutor() as pool:
         key = hashlib.sha256(f"{VERSION} scan".encode())
@@ -201,7 +229,7 @@ def _faults_of_files(files: Files, folder, advance) -> dict[int, str]:
             key.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
             advance()
 
-        def everything():
+        def make():
             bad = {}
             for i, reason in enumerate(pool.map(faults.fault, paths)):
                 advance()
@@ -209,7 +237,7 @@ def _faults_of_files(files: Files, folder, advance) -> dict[int, str]:
                     bad[i] = reason
             return faults.to_arrays(bad)
 
-        return faults.from_arrays(cached(folder, key.hexdigest(), everything))
+        return faults.from_arrays(cached(folder, key.hexdigest(), make))
 
 
 def _digest(files, i):
@@ -217,7 +245,7 @@ def _digest(files, i):
         file = files.file(i)
         content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
     except OSError as error:
-        # A damaged record is reported when it is decoded; a disk is not.
+        # A damaged record is reported when it is decoded; a disk error is raised here.
         content = faults.reason(files.name(i), error).encode()
     return hashlib.sha256(content).digest()
 
@@ -237,15 +265,15 @@ def _decode_or_reason(files, i, resize):
 
 
 def _common_size(listing: Listing) -> int:
-    """The size of all images, if they are equal squares."""
-    sizes: dict = {}
+    """Return the height and width of the images, which must all be squares of one size."""
+    sizes: dict[tuple[int, int], str] = {}
     for files in filter(None, (listing.train, listing.test)):
         for i in range(len(files.labels)):
             try:
                 with Image.open(files.file(i)) as image:
                     sizes.setdefault(image.size, files.name(i))
             except faults.FAULTS:
-                continue  # reported with the others when all are decoded
+                continue  # damaged images are reported together when all are decoded
             if len(sizes) > 1 or image.size[0] != image.size[1]:
                 shown = ", ".join(f"{path} is {w}×{h}" for (w, h), path in sizes.items())
                 raise UserError(
@@ -253,12 +281,17 @@ def _common_size(listing: Listing) -> int:
                     "--config.data.size=64"
                 )
     if not sizes:
-        raise UserError(f"no image can be decoded, {listing.train.name(0)} neither")
+        raise UserError(f"none of the images can be decoded, for example {listing.train.name(0)}")
     return next(iter(sizes))[0]
 
 
 def fits_memory(size: int, share: float) -> bool:
-    """Whether so many bytes are at most a share of a device's memory, and of this machine's."""
+    """Return whether an array fits into a share of both the device's and this machine's memory.
+
+    Args:
+      size: size of the array, in bytes.
+      share: share of the memory, 0 to 1.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = min(stats.get("bytes_limit", host), host)

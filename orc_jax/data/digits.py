@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real 8×8 images, part of the package."""
+"""scikit-learn's handwritten digits: 1,797 real 8×8 images, which are part of that package."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from orc_jax.data.images import Dataset, Images
 
 
 def load() -> Dataset:
-    """1,437 training and 360 test images; the split is fixed and stratified."""
-    # Imported here: it takes a second, and most runs need none of it.
+    """Load 1,437 training and 360 test images, in a fixed and stratified split."""
+    # Imported here because the import takes a second, and most runs do not need it.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    # Grey levels 0 to 16, as full-range uint8.
+    # The grey levels are 0 to 16; uint8 images have 0 to 255.
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     train, test = train_test_split(

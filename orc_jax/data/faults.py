@@ -1,4 +1,4 @@
-"""Encoded images that are damaged: how this is found out, said and kept."""
+"""Damaged images: how they are detected, reported and kept in the cache."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from orc_jax.errors import UserError
 
-# What PIL raises for a file that is truncated or no image.
+# Exceptions that Pillow raises for a file that is truncated or not an image.
 FAULTS = (
     *(OSError, ValueError, SyntaxError, RuntimeError, MemoryError),
     Image.DecompressionBombError,
@@ -16,7 +16,17 @@ FAULTS = (
 
 
 def fault(file: Path | io.BytesIO) -> str:
-    """Why this is not a whole image, without decoding it where its format allows that."""
+    """Check an image for damage, without decoding it where its format allows that.
+
+    Args:
+      file: the encoded image.
+
+    Returns:
+      What is wrong with the image, or "".
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     try:
         with Image.open(file) as image:
             if image.format == "PNG":
@@ -24,13 +34,14 @@ def fault(file: Path | io.BytesIO) -> str:
             elif image.format != "JPEG":
                 image.load()
             elif b"\xff\xd9" not in _end(file):
-                image.load()  # an end marker may have much behind it
+                image.load()  # much data may follow the end marker, so its absence proves nothing
     except FAULTS as error:
         return reason(str(file), error)
     return ""
 
 
 def _end(file, size=1024):
+    """Return the last bytes of a file."""
     if isinstance(file, io.BytesIO):
         return file.getvalue()[-size:]
     with file.open("rb") as stream:
@@ -39,14 +50,14 @@ def _end(file, size=1024):
 
 
 def reason(name: str, error: Exception) -> str:
-    """What is wrong with an image, in short.
+    """Describe in short what is wrong with an image.
 
     Args:
-      name: of the image.
-      error: one of `FAULTS`, which decoding it raised.
+      name: name of the image.
+      error: exception, one of `FAULTS`, that decoding the image raised.
 
     Raises:
-      UserError: it is the disk; that is no fault of the image, and is not to be kept.
+      UserError: the disk failed. This is not a fault of the image and must not be cached as one.
     """
     if isinstance(error, OSError) and error.errno is not None:
         raise unreadable(name, error) from error
@@ -56,15 +67,28 @@ def reason(name: str, error: Exception) -> str:
 
 
 def unreadable(path: str | Path, error: OSError) -> UserError:
-    """The error for a file that the disk does not give, for the caller to raise."""
+    """Return the error for a file that cannot be read, for the caller to raise.
+
+    Args:
+      path: path of the file.
+      error: exception that reading it raised.
+    """
     return UserError(f"{path} cannot be read: {error.strerror}")
 
 
 def to_arrays(bad: dict[int, str]) -> dict[str, np.ndarray]:
-    """Index → what is wrong with that image, as arrays that `cache.cached` keeps."""
+    """Convert index → reason for damaged images to arrays, which `cache.cached` can keep.
+
+    Args:
+      bad: index of an image → what is wrong with it.
+    """
     return {"bad": np.array(list(bad), int), "why": np.array(list(bad.values()), str)}
 
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> dict[int, str]:
-    """What `to_arrays` was given."""
+    """Return the `bad` that `to_arrays` has converted to these arrays.
+
+    Args:
+      arrays: result of `to_arrays`, which may be among other arrays.
+    """
     return dict(zip(arrays["bad"].tolist(), arrays["why"].tolist(), strict=True))

@@ -11,12 +11,8 @@ import numpy as np
 
 from orc_jax.errors import UserError
 
-SECOND = (
-    "val",
-    "valid",
-    "validation",
-    "test",
-)  # names of the second split, the first that is there
+# Names of the folder of the second split; the first that exists is used.
+SECOND = ("val", "valid", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -24,11 +20,11 @@ class Files(NamedTuple):
     """Image files of a split.
 
     Attributes:
-      root: folder that the paths begin at.
-      paths: of every image, sorted within a class.
+      root: folder that the paths are relative to.
+      paths: path of every image, sorted within a class.
       labels: [N] int32 class indices.
-      size: to which they are decoded; 0: not known yet.
-      channels: 3, RGB.
+      size: height and width to which the images are decoded, in pixels; 0 if not yet known.
+      channels: 3, for RGB.
     """
 
     root: Path
@@ -43,20 +39,32 @@ class Files(NamedTuple):
         return self.size, self.size, self.channels
 
     def file(self, i: int) -> Path:
-        """The i-th image."""
+        """Return the path of an image.
+
+        Args:
+          i: index of the image.
+        """
         return self.root / self.paths[i]
 
     def name(self, i: int) -> str:
-        """What to call the i-th image."""
+        """Return the name of an image in messages.
+
+        Args:
+          i: index of the image.
+        """
         return str(self.file(i))
 
     def select(self, rows: np.ndarray) -> "Files":
-        """Those where the mask holds."""
+        """Return the images where a mask is true.
+
+        Args:
+          rows: [N] bool.
+        """
         paths = tuple(itertools.compress(self.paths, rows))
         return self._replace(paths=paths, labels=self.labels[rows])
 
     def checksums(self) -> dict[str, list]:
-        """Name → what tells it from another split: number and CRC-32 of the paths, and labels."""
+        """Return the number and CRC-32 of the paths and of the labels, to compare splits by."""
         paths = "\n".join(self.paths).encode()
         return {
             "files": [len(self.paths), zlib.crc32(paths)],
@@ -68,9 +76,10 @@ class Listing(NamedTuple):
     """The encoded images of a data set.
 
     Attributes:
-      train, test: the splits, `Files` or `tfds.Records`; `test` is None if there is no second,
-        `train` if only the test images are wanted and there is one.
-      class_names: in the order of their indices.
+      train: the training images, `Files` or `tfds.Records`; None if only the test images are
+        requested and they have a split of their own.
+      test: the test images, of the same type; None if the data set has no second split.
+      class_names: names of the classes, in the order of their indices.
     """
 
     train: Any
@@ -79,20 +88,20 @@ class Listing(NamedTuple):
 
 
 def find(directory: str | Path, class_names: tuple[str, ...] = ()) -> Listing:
-    """Lists the images of a folder.
+    """List the images of a folder.
 
-    It has `train/CLASS/…`, with or without `val/CLASS/…` or `test/CLASS/…`, or
-    `CLASS/…` alone; images may lie in folders below that of their class. Tiny-ImageNet's
-    layout is known by its `wnids.txt`.
+    The folder contains `train/CLASS/…`, with or without `val/CLASS/…` or `test/CLASS/…`, or only
+    `CLASS/…`. Images may also be in subfolders of the folder of their class. A folder with a file
+    `wnids.txt` has Tiny-ImageNet's layout.
 
     Args:
       directory: the folder.
-      class_names: if they are known, only the test images are wanted: training images are listed
-        where there is no second split.
+      class_names: names of the classes, to list only the test images; training images are then
+        listed only if there is no second split. Empty to list both splits.
 
     Raises:
-      UserError: there is no such folder, a class has no image, a class is in the second
-        split alone, a folder cannot be read or leads back into itself.
+      UserError: the folder does not exist or cannot be read, a class has no images, only the
+        second split has a class, or a symbolic link leads back to a folder above it.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -116,8 +125,8 @@ def find(directory: str | Path, class_names: tuple[str, ...] = ()) -> Listing:
 
 
 def _check_classes(folder, by_class, names):
-    if alone := sorted(by_class.keys() - set(names)):
-        raise UserError(f"{folder} has the class {alone[0]!r}, which train has not")
+    if unknown := sorted(by_class.keys() - set(names)):
+        raise UserError(f"{folder} has the class {unknown[0]!r}, which train does not have")
 
 
 def _files(root, by_class, names) -> Files:
@@ -128,25 +137,25 @@ def _files(root, by_class, names) -> Files:
 
 
 def _by_class(root, split) -> dict[str, list[str]]:
-    """Class → its images, each in sorted order."""
+    """Return class → paths of its images, both sorted."""
     folder = root / split
     classes = sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
     if not classes:
         raise UserError(f"{folder} has no folders of classes")
-    found = {}
+    by_class = {}
     for name in classes:
-        found[name] = [os.path.relpath(path, root) for path in images_below(folder / name)]
-        if not found[name]:
+        by_class[name] = [os.path.relpath(path, root) for path in images_below(folder / name)]
+        if not by_class[name]:
             raise UserError(f"{folder / name} has no image ({', '.join(SUFFIXES)})")
-    return found
+    return by_class
 
 
 def _entries(folder) -> list[os.DirEntry]:
-    """What is in a folder, in order, without hidden files."""
+    """Return the entries of a folder, sorted, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-            return sorted(shown, key=lambda entry: entry.name)
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            return sorted(visible, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
 
@@ -159,33 +168,48 @@ def _is_folder(entry) -> bool:
 
 
 def images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
-    """The image files in a folder and those below it."""
-    here = Path(folder).resolve()
-    above = above or tuple(here.parents)
-    if here in above:
-        raise UserError(f"{folder} is a symbolic link back to {here}, a folder above it")
+    """Find the image files in a folder and its subfolders.
+
+    Args:
+      folder: the folder.
+      above: resolved paths of the folders above it, through which the search came.
+
+    Yields:
+      Path of each image, in sorted order.
+
+    Raises:
+      UserError: a folder cannot be read, or is a symbolic link to a folder above it.
+    """
+    resolved = Path(folder).resolve()
+    above = above or tuple(resolved.parents)
+    if resolved in above:
+        raise UserError(f"{folder} is a symbolic link back to {resolved}, a folder above it")
     for entry in _entries(folder):
         if _is_folder(entry):
-            yield from images_below(entry.path, (*above, here))
+            yield from images_below(entry.path, (*above, resolved))
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry.path
 
 
 def _tiny_imagenet(root, test_only) -> Listing:
-    """`train/WNID/images/*`, `val/images/*` with `val/val_annotations.txt`, `wnids.txt`."""
+    """List Tiny-ImageNet.
+
+    The layout is `wnids.txt`, `train/WNID/images/*`, and `val/images/*` with their classes in
+    `val/val_annotations.txt`.
+    """
     names = tuple(_lines(root / "wnids.txt"))
     if test_only:
         return Listing(None, _files(root, _annotated(root, names), names), names)
     train = _by_class(root, "train")
     if train.keys() != set(names):
-        odd = sorted(train.keys() ^ set(names))[0]
-        raise UserError(f"{root}: the class {odd!r} is not both in wnids.txt and in train")
+        unmatched = sorted(train.keys() ^ set(names))[0]
+        raise UserError(f"{root}: the class {unmatched!r} is not both in wnids.txt and in train")
     train, test = {name: train[name] for name in names}, _annotated(root, names)
     return Listing(_files(root, train, names), _files(root, test, names), names)
 
 
 def _annotated(root, names) -> dict[str, list[str]]:
-    """Class → Tiny-ImageNet's validation images."""
+    """Return class → paths of Tiny-ImageNet's validation images."""
     val: dict[str, list[str]] = {name: [] for name in names}
     annotations = root / "val" / "val_annotations.txt"
     for number, line in enumerate(_lines(annotations), 1):

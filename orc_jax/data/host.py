@@ -1,4 +1,4 @@
-"""What loading data needs of the program around it."""
+"""The interface between the loading of data and the program that loads it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,13 +11,14 @@ def _no_progress(description: str, total: int) -> AbstractContextManager:
 
 
 class Host(NamedTuple):
-    """The program that loads data; by default it keeps and shows nothing, and is one process.
+    """The program that loads data; by default one process, without a cache and without output.
 
     Attributes:
-      folder: where decoded images are kept; None: nowhere.
-      progress: (description, total) → a context with a function that advances by one.
-      say: shows a line of text.
-      broadcast: a yes or no of this process → that of the main process.
+      folder: folder in which decoded images are kept; None to keep none.
+      progress: function (description, total) → context manager, which yields a function that
+        advances the progress by one.
+      say: function that shows a line of text.
+      broadcast: function that maps this process's answer to a question to the main process's.
     """
 
     folder: Path | None = None

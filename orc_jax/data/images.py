@@ -1,4 +1,4 @@
-"""Images in memory, data sets of a train and a test split, and parts of a split."""
+"""Images in memory, data sets of a training and a test split, and parts of a split."""
 
 import zlib
 from typing import Any, NamedTuple
@@ -9,7 +9,12 @@ from orc_jax.errors import UserError
 
 
 class Images(NamedTuple):
-    """images: [N, H, W, channels] uint8; labels: [N] int32 class indices."""
+    """Decoded images of a split.
+
+    Attributes:
+      images: [N, H, W, channels] uint8.
+      labels: [N] int32 class indices.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -20,25 +25,29 @@ class Images(NamedTuple):
         return self.images.shape[1:]
 
     def select(self, rows: np.ndarray) -> "Images":
-        """Those where the mask holds."""
+        """Return the images where a mask is true.
+
+        Args:
+          rows: [N] bool.
+        """
         return Images(self.images[rows], self.labels[rows])
 
     def checksums(self) -> dict[str, list]:
-        """Name → what tells it from another split: shape and CRC-32 of each array."""
+        """Return the shape and CRC-32 of each array, by name, to compare splits by."""
         return {
-            name: [list(array.shape), zlib.crc32(np.ascontiguousarray(array))]
+            name: [list(array.shape), zlib.crc32(np.ascontiguousarray(array).data)]
             for name, array in self._asdict().items()
         }
 
 
 class Dataset(NamedTuple):
-    """A train and a test split of one set of classes.
+    """A training and a test split with the same classes.
 
     Attributes:
-      train: `Images`, or encoded ones (`folder.Files`, `tfds.Records`); None where only the test
-        images are wanted.
-      test: of the same kind.
-      class_names: in the order of their indices.
+      train: the training images, `Images`, or encoded images (`folder.Files`, `tfds.Records`);
+        None if only the test images were requested.
+      test: the test images, of the same type.
+      class_names: names of the classes, in the order of their indices.
     """
 
     train: Any
@@ -47,7 +56,7 @@ class Dataset(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return len(self.class_names)
 
     @property
@@ -57,36 +66,41 @@ class Dataset(NamedTuple):
 
     @property
     def streamed(self) -> bool:
-        """Whether images are decoded while they are used, because not all fit the memory."""
+        """Whether images are decoded when they are used, as they do not all fit into memory."""
         return not isinstance(self.test, Images)
 
 
 def hold_out(train, share: float, seed: int) -> tuple:
-    """Splits a share of every class off the training images or files, at random.
+    """Hold out a random share of every class, but never all of its images.
+
+    Args:
+      train: the training images, decoded or encoded.
+      share: share of every class to hold out, 0 to 1.
+      seed: seed of the random choice.
 
     Returns:
-      What is left to train on, and what was split off (None for a share of 0).
+      (the remaining images, the held-out images), the latter None if the share is 0.
     """
     if not share:
         return train, None
     rng = np.random.default_rng(seed)
-    aside = np.zeros(len(train.labels), bool)
+    held_out = np.zeros(len(train.labels), bool)
     for label in np.unique(train.labels):
         members = rng.permutation(np.flatnonzero(train.labels == label))
-        aside[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
-    return train.select(~aside), train.select(aside)
+        held_out[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    return train.select(~held_out), train.select(held_out)
 
 
 def subsample(train, count: int, seed: int):
-    """So many of the training images or files, at random; every class keeps its share of them.
+    """Draw a random subset of a split in which every class keeps its share of the images.
 
     Args:
-      train: a split.
-      count: how many; 0: all.
-      seed: which ones.
+      train: the training images, decoded or encoded.
+      count: number of images to draw; 0 for all.
+      seed: seed of the random choice.
 
     Raises:
-      UserError: there are not so many.
+      UserError: the split has fewer images.
     """
     total = len(train.labels)
     if count > total:
@@ -95,24 +109,25 @@ def subsample(train, count: int, seed: int):
         )
     if not count:
         return train
-    # An image's place in its class, from 0 to 1: the lowest ones are of all classes alike.
+    # Each image gets a random rank in its class, scaled to 0 … 1. The images of the lowest ranks
+    # then come from all classes in proportion.
     order = np.random.default_rng(seed).permutation(total)
-    place = np.empty(total)
+    rank = np.empty(total)
     for label in np.unique(train.labels):
         members = order[train.labels[order] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    chosen = np.zeros(total, bool)
-    chosen[order[np.argsort(place[order], kind="stable")[:count]]] = True
-    return train.select(chosen)
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    drawn = np.zeros(total, bool)
+    drawn[order[np.argsort(rank[order], kind="stable")[:count]]] = True
+    return train.select(drawn)
 
 
 def from_arrays(train, test) -> Dataset:
-    """A data set of the caller's own arrays.
+    """Make a data set of the caller's own arrays.
 
     Args:
-      train: (images, labels); images uint8 [N, H, W] or [N, H, W, channels], labels
-        integers [N] from 0.
-      test: the same, for evaluation.
+      train: (images, labels) for training. The images are uint8, [N, H, W] or
+        [N, H, W, channels]; the labels are integers from 0, [N].
+      test: (images, labels) for evaluation, of the same form.
 
     Raises:
       UserError: the arrays do not have this form.
@@ -135,7 +150,7 @@ def _images(split, images, labels) -> Images:
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise UserError(
-            f"{split} labels must be {len(images)} integers, one an image, "
+            f"{split} labels must be {len(images)} integers, one per image, "
             f"not {labels.dtype} {list(labels.shape)}"
         )
     if not len(images):

@@ -1,4 +1,4 @@
-"""Images mixed of two, and labels that say so: mixup, CutMix, label smoothing."""
+"""Mixtures of two images and their labels: mixup, CutMix, and label smoothing."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, Int
 
 
 class Mixture(NamedTuple):
-    """How every image of a batch is mixed with another one.
+    """A mixture of every image of a batch with another one, its partner.
 
     Attributes:
-      partner: position in the batch of the other image.
-      mask: how much of each pixel is the image itself, 0 to 1.
+      partner: position of the partner in the batch.
+      mask: weight of the image itself in each pixel of the mixed image, 0 to 1.
     """
 
     partner: Int[Array, " B"]
@@ -20,54 +20,67 @@ class Mixture(NamedTuple):
 
     @property
     def lam(self):
-        """λ, how much of the mixed image is the image itself."""
+        """λ, the weight of the image itself in the mixed image, []."""
         return self.mask.mean()
 
 
 def draw(key, data, batch_size: int, size: tuple[int, int]) -> Mixture | None:
-    """A mixture as the settings ask for it, the same λ for a batch; None without one.
+    """Draw the mixture that the config asks for, with one λ ~ Beta(α, α) for the whole batch.
 
-    mixup (arXiv 1710.09412): λ x_b + (1−λ) x_partner, λ ~ Beta(α, α). CutMix (arXiv 1905.04899):
-    a box of area 1−λ, cut at the border, is the partner's. With both, half of the batches each.
+    mixup (Zhang et al. 2018, arXiv 1710.09412) computes λ x + (1−λ) x_partner. CutMix (Yun et al.
+    2019, arXiv 1905.04899) replaces a box of area 1−λ, clipped at the border, by the partner's.
+    If both are set, each is applied to half of the batches.
 
     Args:
-      data: `config.data`; its `mixup` and `cutmix` are the α.
+      key: PRNG key.
+      data: `config.data`, whose `mixup` and `cutmix` are the α of the two methods, or 0.
+      batch_size: B.
       size: height and width of the images.
+
+    Returns:
+      The mixture; None if neither method is set.
     """
     if not (data.mixup or data.cutmix):
         return None
-    partner_key, share_key, box_key, which_key = jax.random.split(key, 4)
+    partner_key, lam_key, box_key, method_key = jax.random.split(key, 4)
     partner = jax.random.permutation(partner_key, batch_size)
     if not data.cutmix:
-        return Mixture(partner, _blend(share_key, data.mixup, size))
-    mask = _box(share_key, box_key, data.cutmix, size)
+        return Mixture(partner, _blend(lam_key, data.mixup, size))
+    mask = _box(lam_key, box_key, data.cutmix, size)
     if data.mixup:
-        blend = _blend(share_key, data.mixup, size)
-        mask = jnp.where(jax.random.bernoulli(which_key), blend, mask)
+        blend = _blend(lam_key, data.mixup, size)
+        mask = jnp.where(jax.random.bernoulli(method_key), blend, mask)
     return Mixture(partner, mask)
 
 
 def _blend(key, alpha, size):
+    """Draw the mask of mixup."""
     return jnp.full(size, jax.random.beta(key, alpha, alpha))
 
 
-def _box(share_key, box_key, alpha, size):
-    """1 outside of a box around a random pixel, 0 inside."""
-    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+def _box(lam_key, box_key, alpha, size):
+    """Draw the mask of CutMix: 0 inside of a box around a random pixel, 1 outside."""
+    side = jnp.sqrt(1 - jax.random.beta(lam_key, alpha, alpha))
     outside = []
     for n, key in zip(size, jax.random.split(box_key), strict=True):
         centre, half = jax.random.randint(key, (), 0, n), (side * n).astype(int) // 2
-        at = jnp.arange(n)
-        outside.append((at < centre - half) | (at >= centre + half))
+        index = jnp.arange(n)
+        outside.append((index < centre - half) | (index >= centre + half))
     return (outside[0][:, None] | outside[1][None, :]).astype(jnp.float32)
 
 
 def labels_of(labels: Int[Array, " B"], mixture: Mixture | None, smoothing: float, classes: int):
-    """(the label of the greater part, soft labels [B, C] or None where labels are as they were).
+    """Compute the labels of mixed images, and smooth them.
 
     Args:
-      smoothing: ε of (1−ε) y + ε/C (Szegedy et al. 2016, arXiv 1512.00567).
-      classes: C.
+      labels: class indices of the images.
+      mixture: mixture of the images, or None.
+      smoothing: ε of the smoothed labels (1−ε) y + ε/C (Szegedy et al. 2016, arXiv 1512.00567).
+      classes: number of classes C.
+
+    Returns:
+      (labels [B] of the image with the greater weight, soft labels [B, C]). The soft labels are
+      None if the images are not mixed and the labels are not smoothed.
     """
     if mixture is None and not smoothing:
         return labels, None

@@ -1,4 +1,4 @@
-"""What images must be like for a network."""
+"""The form of the images that a network expects."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,14 @@ from jaxtyping import Float
 
 
 class Preprocessing(NamedTuple):
-    """What a network's images are like: (pixel/255 − mean) / std of images of one shape.
+    """Shape, resizing and normalisation, (pixel/255 − mean) / std, of a network's images.
 
     Attributes:
       image_shape: (height, width, channels).
-      resize: pixels to which the shorter side of a file's image is scaled before its centre is
-        taken; 0: to the images' size.
-      mean, std: of pixel/255, per channel.
+      resize: pixels to which the shorter side of an image file is scaled before the centre is
+        taken; 0 for the size in `image_shape`.
+      mean: mean of pixel/255, per channel.
+      std: standard deviation of pixel/255, per channel.
     """
 
     image_shape: tuple[int, int, int]
@@ -22,7 +23,7 @@ class Preprocessing(NamedTuple):
     std: Float[np.ndarray, " channels"]
 
     def to_json(self) -> dict:
-        """As `run.json`, `network.json` and `export.json` have it."""
+        """Return the fields as they are written to `run.json`, `network.json` and `export.json`."""
         return {
             "image_shape": list(self.image_shape),
             "resize": self.resize,
@@ -32,6 +33,10 @@ class Preprocessing(NamedTuple):
 
 
 def from_json(about: dict) -> Preprocessing:
-    """What `to_json` gave, which may stand among other keys; mean and deviation as float32."""
-    scale = (np.array(about[key], np.float32) for key in ("mean", "std"))
-    return Preprocessing(tuple(about["image_shape"]), about["resize"], *scale)
+    """Read a `Preprocessing` from the fields that `to_json` has returned.
+
+    Args:
+      about: the fields, which may be among other keys.
+    """
+    mean, std = (np.array(about[key], np.float32) for key in ("mean", "std"))
+    return Preprocessing(tuple(about["image_shape"]), about["resize"], mean, std)

@@ -1,7 +1,7 @@
-"""Images that do not fit the memory: read ahead of the step by threads or processes (Grain).
+"""Images that do not fit into memory, read ahead of the step by threads or processes (Grain).
 
-The order is a function of (seed, epoch) and every random crop of (seed, epoch, image), so that
-the step is all that a resumed run needs to go on with the very next image.
+The order depends on (seed, epoch) alone, and every random crop on (seed, epoch, image) alone. A
+resumed run can therefore continue with the next image from the number of its step alone.
 """
 
 import logging
@@ -16,24 +16,25 @@ from PIL import Image
 from orc_jax.data import decode, faults
 from orc_jax.errors import UserError
 
-NO_LABEL = -1  # of the rows that fill up the last batch of an evaluation
-ORDER, CROP = range(2)  # what random numbers are for
+NO_LABEL = -1  # label of the rows that fill up the last batch of an evaluation
+ORDER, CROP = range(2)  # purposes of random numbers, part of their seeds
 ALL = slice(None)
-AHEAD = 4  # batches that are ready before the step asks for them
+AHEAD = 4  # number of batches that are read before the step asks for them
 
-# Says what is passed over on standard error, as it is, in the processes that read too: these
-# cannot call back, and other handlers are not set up in them.
+# Images that are passed over are reported on standard error by a handler of this module, because
+# Grain's worker processes have no other handlers and cannot call back.
 log = logging.getLogger(__name__)
-log.addHandler(logging.lastResort)
+log.addHandler(logging.lastResort or logging.StreamHandler())
 log.propagate = False
 
 
 class OnDisk(NamedTuple):
-    """A split with what normalises it, as `batches.OnDevice`, whose images are still encoded.
+    """A split of encoded images, with their normalisation as in `batches.OnDevice`.
 
     Attributes:
       files: the images, `folder.Files` or `tfds.Records`.
-      mean, std: [channels], of pixel/255.
+      mean: mean of pixel/255 in the training images, [channels].
+      std: standard deviation of pixel/255 in the training images, [channels].
       data: `config.data`.
     """
 
@@ -44,11 +45,12 @@ class OnDisk(NamedTuple):
 
     @property
     def labels(self) -> np.ndarray:
+        """[N] int32 class indices."""
         return self.files.labels
 
 
-class _Batches:
-    """Grain's source of a training's batches: batch i of all epochs, by its number."""
+class _TrainingBatches:
+    """A Grain data source of the batches of all epochs."""
 
     def __init__(self, split: OnDisk, seed: int, batch_size: int, num_epochs: int, rows: slice):
         self._files, self._data, self._rows = split.files, split.data, rows
@@ -69,24 +71,33 @@ class _Batches:
         return np.stack(images), np.array(labels)
 
     def _image(self, positions, row, epoch):
-        """The image of a row and its label; if it is damaged, the next whole one of the batch."""
-        for at in np.roll(positions, -row).tolist():
-            seed = self._data.resized_crop and (CROP, self._seed, epoch, at)
-            image = _read(self._files, self._data, at, seed)
+        """Read the image and label of a row, or of the next row whose image is not damaged."""
+        for position in np.roll(positions, -row).tolist():
+            seed = self._data.resized_crop and (CROP, self._seed, epoch, position)
+            image = _read(self._files, self._data, position, seed)
             if image is not None:
-                return image, self._files.labels[at]
+                return image, self._files.labels[position]
         name = self._files.name(int(positions[row]))
         raise UserError(f"{name} and its whole batch are damaged")
 
 
 @lru_cache(2)
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """The epoch's permutation of the training images, a function of (seed, epoch)."""
+    """Draw an epoch's permutation of the training images.
+
+    Args:
+      seed: seed of the run.
+      epoch: index of the epoch.
+      num_images: number of training images N.
+
+    Returns:
+      [N].
+    """
     return np.random.default_rng((ORDER, seed, epoch)).permutation(num_images)
 
 
-class _InOrder:
-    """Grain's source of an evaluation's batches; the last one is filled up."""
+class _EvaluationBatches:
+    """A Grain data source of the batches of a split in its order; the last one is filled up."""
 
     def __init__(self, split: OnDisk, batch_size: int, rows: slice):
         self._files, self._data, self._rows = split.files, split.data, rows
@@ -99,56 +110,85 @@ class _InOrder:
         positions = np.arange(i * self._batch_size, (i + 1) * self._batch_size)[self._rows]
         images = np.zeros((len(positions), *self._files.image_shape), np.uint8)
         labels = np.full(len(positions), NO_LABEL, np.int32)
-        for row, at in enumerate(positions.tolist()):
-            if at >= len(self._files.labels):
+        for row, position in enumerate(positions.tolist()):
+            if position >= len(self._files.labels):
                 break
-            image = _read(self._files, self._data, at, resize=self._data.eval_resize)
+            image = _read(self._files, self._data, position, resize=self._data.eval_resize)
             if image is not None:
-                images[row], labels[row] = image, self._files.labels[at]
+                images[row], labels[row] = image, self._files.labels[position]
         return images, labels
 
 
 def training(
     split: OnDisk, seed: int, batch_size: int, num_epochs: int, step: int, rows: slice = ALL
 ) -> Iterator:
-    """(images [B, H, W, channels] uint8, labels [B]) of every step from this one on.
+    """Read the batches of a run's training.
 
     Args:
-      rows: of the batch that this process needs; the others it does not read.
+      split: the training images.
+      seed: seed of the run.
+      batch_size: B.
+      num_epochs: number of epochs of the run.
+      step: number of the step to start from.
+      rows: rows of every batch that this process needs; only these are read.
+
+    Returns:
+      Iterator over (images [B, H, W, channels] uint8, labels [B]) of every step.
+
+    Raises:
+      UserError: when a batch is read, if an image is damaged and `on_error` is "stop", or all
+        images of a batch are damaged.
     """
-    return _ahead(_Batches(split, seed, batch_size, num_epochs, rows), split.data, step)
+    return _read_ahead(
+        _TrainingBatches(split, seed, batch_size, num_epochs, rows), split.data, step
+    )
 
 
 def evaluation(split: OnDisk, batch_size: int, rows: slice = ALL) -> Iterator:
-    """The same of a split in order; rows that do not count have `NO_LABEL`."""
-    return _ahead(_InOrder(split, batch_size, rows), split.data)
+    """Read the batches of a split in its order.
+
+    Args:
+      split: a split.
+      batch_size: B.
+      rows: rows of every batch that this process needs; only these are read.
+
+    Returns:
+      Iterator over (images [B, H, W, channels] uint8, labels [B]) of every batch. The labels are
+      `NO_LABEL` in rows that do not count: those of damaged images, and those that fill up the
+      last batch.
+
+    Raises:
+      UserError: when a batch is read, if an image is damaged and `on_error` is "stop".
+    """
+    return _read_ahead(_EvaluationBatches(split, batch_size, rows), split.data)
 
 
-def _ahead(source, data, first: int = 0):
-    import grain  # takes seconds, and most runs need none of it
+def _read_ahead(source, data, first: int = 0):
+    import grain  # the import takes seconds, and most runs do not need it
 
     batches = grain.MapDataset.source(source)[first:]
     if not data.workers:
         options = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
         return iter(batches.to_iter_dataset(options))
-    if not flags.FLAGS.is_parsed():  # called from Python: Grain has flags of its own
+    # Grain reads absl flags of its own, which nothing has parsed when called from Python.
+    if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # One batch at a time in every process; Grain hands them out in turn.
+    # Every process reads one batch at a time; Grain takes batches from the processes in turn.
     in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     return iter(in_turn.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers)))
 
 
-def _read(files, data, at: int, crop_seed=None, resize: int = 0) -> np.ndarray | None:
-    """One image; None if it cannot be decoded and such images are to be left out."""
+def _read(files, data, i: int, crop_seed=None, resize: int = 0) -> np.ndarray | None:
+    """Read the i-th image; return None if it is damaged and damaged images are passed over."""
     try:
         if crop_seed:
-            with Image.open(files.file(at)) as image:
+            with Image.open(files.file(i)) as image:
                 rng = np.random.default_rng(crop_seed)
                 return random_resized_crop(image, files.size, rng, files.channels)
-        return decode.decode(files.file(at), files.size, resize, files.channels)
+        return decode.decode(files.file(i), files.size, resize, files.channels)
     except faults.FAULTS as error:
-        why = faults.reason(files.name(at), error)
-        fault = f"{files.name(at)} cannot be decoded: {why}"
+        why = faults.reason(files.name(i), error)
+        fault = f"{files.name(i)} cannot be decoded: {why}"
         if data.on_error == "stop":
             raise UserError(f"{fault} (--config.data.on_error=skip passes over it)") from error
         log.warning("passed over: %s", fault)
@@ -156,16 +196,41 @@ def _read(files, data, at: int, crop_seed=None, resize: int = 0) -> np.ndarray |
 
 
 def sample(files, data, count: int = 512) -> np.ndarray:
-    """Some images [n, H, W, channels], the same ones every time: for their mean and deviation."""
-    chosen = np.random.default_rng(0).permutation(len(files.labels))[:count]
-    images = [_read(files, data, at) for at in np.sort(chosen).tolist()]
+    """Read a random sample of images, from which their mean and deviation are estimated.
+
+    The sample is the same in every run. Damaged images are left out.
+
+    Args:
+      files: the images, `folder.Files` or `tfds.Records`.
+      data: `config.data`.
+      count: maximum number of images.
+
+    Returns:
+      [n, H, W, channels] uint8.
+
+    Raises:
+      UserError: an image is damaged and `data.on_error` is "stop".
+    """
+    positions = np.random.default_rng(0).permutation(len(files.labels))[:count]
+    images = [_read(files, data, i) for i in np.sort(positions).tolist()]
     return np.stack([image for image in images if image is not None])
 
 
 def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -> np.ndarray:
-    """A random part of an image, 8 to 100 % of its area, ratio 3/4 to 4/3, scaled to size × size.
+    """Take a random part of an image, and scale it to size × size.
 
-    As torchvision's RandomResizedCrop (Szegedy et al. 2015): ten attempts, then the centre.
+    The part covers 8 to 100 % of the area with an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015,
+    arXiv 1409.4842). If ten attempts draw no part that fits into the image, the part is the
+    largest of such a ratio, at a random position.
+
+    Args:
+      image: the image; it must not be loaded yet, so that JPEG can skip resolution.
+      size: height and width of the result, in pixels.
+      rng: NumPy random generator.
+      channels: 3, or 1 for grey.
+
+    Returns:
+      uint8 [size, size, channels].
     """
     width, height = image.size
     for _ in range(10):
@@ -178,9 +243,9 @@ def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -
         w = min(width, round(height * 4 / 3))
         h = min(height, round(width * 4 / 3))
     left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-    # JPEG skips resolution that the crop does not need.
+    # JPEG need not decode resolution that the result does not have.
     image.draft("RGB", (-(-size * width // w), -(-size * height // h)))
-    factor = image.size[0] / width, image.size[1] / height
-    box = (left * factor[0], top * factor[1], (left + w) * factor[0], (top + h) * factor[1])
+    x, y = image.size[0] / width, image.size[1] / height
+    box = (left * x, top * y, (left + w) * x, (top + h) * y)
     image = decode.rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
     return decode.as_array(image, channels)

@@ -19,16 +19,16 @@ from orc_jax.errors import UserError
 
 
 class Records(NamedTuple):
-    """Encoded images of a split; the interface is that of `folder.Files`.
+    """Encoded images of a split, with the interface of `folder.Files`.
 
     Attributes:
-      source: the split, as TFDS reads it: row → {"image": bytes, "label": int, ...}.
-      where: what to call it, e.g. "data/cifar100/3.0.2, train".
-      rows: of every image.
+      source: TFDS's data source of the split, row → {"image": bytes, "label": int, ...}.
+      where: name of the split in messages, e.g. "data/cifar100/3.0.2, train".
+      rows: [N] row of every image in the source.
       labels: [N] int32 class indices.
-      channels: 1 (grey) or 3.
-      size: to which they are decoded; 0: not known yet.
-      faults: index → what is wrong with the image.
+      channels: 3, or 1 for grey.
+      size: height and width to which the images are decoded, in pixels; 0 if not yet known.
+      faults: index of a damaged image → what is wrong with it.
     """
 
     source: Any
@@ -37,7 +37,7 @@ class Records(NamedTuple):
     labels: np.ndarray
     channels: int
     size: int = 0
-    faults: dict[int, str] = {}  # noqa: RUF012 - never written to
+    faults: dict[int, str] = {}  # noqa: RUF012 - the default is never changed
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -45,27 +45,40 @@ class Records(NamedTuple):
         return self.size, self.size, self.channels
 
     def file(self, i: int) -> io.BytesIO:
-        """The i-th image, encoded.
+        """Return an encoded image.
+
+        Args:
+          i: index of the image.
 
         Raises:
-          OSError: the record is damaged, or has no label.
+          OSError: the record is damaged, or its label is not that of a class.
         """
         if i in self.faults:
             raise OSError(self.faults[i])
         return io.BytesIO(self.source[int(self.rows[i])]["image"])
 
     def name(self, i: int) -> str:
-        """What to call the i-th image."""
+        """Return the name of an image in messages.
+
+        Args:
+          i: index of the image.
+        """
         return f"{self.where}, record {self.rows[i]}"
 
     def select(self, rows: np.ndarray) -> "Records":
-        """Those where the mask holds."""
+        """Return the images where a mask is true.
+
+        Args:
+          rows: [N] bool.
+        """
         kept = np.flatnonzero(rows)
-        faults = {i: self.faults[at] for i, at in enumerate(kept.tolist()) if at in self.faults}
+        faults = {
+            new: self.faults[old] for new, old in enumerate(kept.tolist()) if old in self.faults
+        }
         return self._replace(rows=self.rows[kept], labels=self.labels[kept], faults=faults)
 
     def checksums(self) -> dict[str, list]:
-        """Name → what tells it from another split: number and CRC-32 of rows and labels."""
+        """Return the number and CRC-32 of the rows and of the labels, to compare splits by."""
         return {
             name: [len(array), zlib.crc32(array.tobytes())]
             for name, array in (("records", self.rows), ("labels", self.labels))
@@ -73,7 +86,12 @@ class Records(NamedTuple):
 
 
 def prepare_command(name: str, directory: str | Path) -> str:
-    """The command that downloads and prepares a data set; it needs TensorFlow and a network."""
+    """Return the shell command that downloads and prepares a data set, which needs TensorFlow.
+
+    Args:
+      name: name of the builder.
+      directory: folder of prepared data sets, TFDS's `--data_dir`.
+    """
     return (
         f"pip install tensorflow-datasets tensorflow && "
         f"tfds build {name} --data_dir={directory} --file_format=array_record "
@@ -83,37 +101,44 @@ def prepare_command(name: str, directory: str | Path) -> str:
 
 
 def is_prepared(name: str, directory: str | Path) -> bool:
-    """Whether any version of the data set is prepared there, in any form."""
+    """Return whether any version of a data set is prepared, in any file format.
+
+    Args:
+      name: name of the builder.
+      directory: folder of prepared data sets, TFDS's `--data_dir`.
+    """
     return bool(_versions(name, directory))
 
 
 def _versions(name, directory):
-    found = Path(directory).glob(f"{name}/*/dataset_info.json")
-    return sorted(found, key=lambda info: [int(n) for n in re.findall(r"\d+", info.parent.name)])
+    """Return the `dataset_info.json` of every prepared version, from old to new."""
+    infos = Path(directory).glob(f"{name}/*/dataset_info.json")
+    return sorted(infos, key=lambda info: [int(n) for n in re.findall(r"\d+", info.parent.name)])
 
 
 def find(
     name: str, directory: str | Path, host: Host, class_names: tuple[str, ...] = ()
 ) -> Listing:
-    """The images of the newest version prepared there: `train`, and `validation` or `test`.
+    """List the images of the newest prepared version: `train`, and `validation` or `test`.
 
-    Every record is read once for its label and looked at, and what was found is kept.
+    Every record is read once to get its label and to check it for damage. The result is kept in
+    the cache.
 
     Args:
-      name: of the builder.
-      directory: the `--data_dir` of the preparation.
-      host: the program that loads them.
-      class_names: if they are known, only the test images are wanted: training images are read
-        where there is no second split.
+      name: name of the builder.
+      directory: folder of prepared data sets, TFDS's `--data_dir`.
+      host: the program that loads the images.
+      class_names: names of the classes, to list only the test images; training images are then
+        listed only if there is no second split. Empty to list both splits.
 
     Raises:
-      UserError: not prepared, prepared in another form, corrupt, not images with labels, or
-        tensorflow-datasets is missing.
+      UserError: the data set is not prepared, not in array_record format, corrupt, or not one of
+        images with labels; or tensorflow-datasets is not installed.
     """
     builder, sources = _open(name, directory)
     features, folder = builder.info.features, Path(builder.data_dir)
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
-        raise UserError(f"{name} is no data set of images and labels: it has {', '.join(features)}")
+        raise UserError(f"{name} has no images with labels, but {', '.join(features)}")
     if "train" not in sources:
         raise UserError(f"{name} has no split named train, but {', '.join(sources)}")
     height, width, channels = features["image"].shape
@@ -121,21 +146,21 @@ def find(
     names = tuple(features["label"].names)
 
     def records(split) -> Records:
-        labels, bad = _looked_at(sources[split], folder, split, len(names), host)
+        labels, bad = _check_all(sources[split], folder, split, len(names), host)
         rows = np.arange(len(labels))
         where = f"{folder}, {split}"
         return Records(sources[split], where, rows, labels, channels, size, bad)
 
     train = None if class_names else records("train")
     for split in ("validation", "test"):
-        # ImageNet's test split has no classes.
+        # A split without any good label is skipped: the images of ImageNet's `test` have none.
         if split in sources and len((second := records(split)).faults) < len(second.labels):
             return Listing(train, second, names)
     return Listing(train or records("train"), None, names)
 
 
 def _open(name, directory):
-    """The builder, and its splits with images left encoded."""
+    """Return the builder, and its data sources by split, with images left encoded."""
     if not re.fullmatch(r"[\w/]+", name) or name.startswith("/"):
         raise UserError(f"data.name is 'tfds:{name}', allowed: tfds: and the name of a data set")
     if not is_prepared(name, directory):
@@ -165,37 +190,37 @@ def _open(name, directory):
             split: builder.as_data_source(split=split, decoders=encoded)
             for split in builder.info.splits
         }
-    except Exception as error:
-        # The readers raise many kinds for damaged files.
+    except Exception as error:  # the readers raise exceptions of many types for damaged files
         raise UserError(f"{info.parent} cannot be read: {error}") from error
 
 
-def _looked_at(source, folder: Path, split, classes: int, host) -> tuple[np.ndarray, dict]:
-    """The label of every record (0 where it is at fault), and index → what is wrong."""
+def _check_all(source, folder: Path, split, classes: int, host) -> tuple[np.ndarray, dict]:
+    """Return the label of every record (0 if damaged), and index → reason for damaged ones."""
     key = hashlib.sha256(f"records {split}".encode())
     for file in sorted(folder.iterdir()):
         key.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     key.update((folder / "dataset_info.json").read_bytes())
 
-    def look(i):
+    def check(i):
         try:
             record = source[i]
-        except Exception as error:  # array_record raises many kinds
+        except Exception as error:  # array_record raises exceptions of many types
             return 0, f"its record is damaged: {' '.join(str(error).split())}"
         if not 0 <= record["label"] < classes:
             return 0, f"its label is {record['label']}"
         return record["label"], faults.fault(io.BytesIO(record["image"]))
 
-    def everything():
+    def make():
         count = len(source)
-        with ThreadPoolExecutor() as pool, host.progress(f"reading {split} labels", count) as done:
+        progress = host.progress(f"reading {split} labels", count)
+        with ThreadPoolExecutor() as pool, progress as advance:
             labels, bad = np.zeros(count, np.int32), {}
-            for i, (label, why) in enumerate(pool.map(look, range(count))):
-                done()
+            for i, (label, why) in enumerate(pool.map(check, range(count))):
+                advance()
                 labels[i] = label
                 if why:
                     bad[i] = why
         return {"labels": labels} | faults.to_arrays(bad)
 
-    kept = cached(host.folder, key.hexdigest(), everything)
-    return kept["labels"], faults.from_arrays(kept)
+    arrays = cached(host.folder, key.hexdigest(), make)
+    return arrays["labels"], faults.from_arrays(arrays)

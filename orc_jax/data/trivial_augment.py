@@ -1,8 +1,8 @@
-"""TrivialAugment (Müller & Hutter, ICCV 2021, arXiv 2103.10158), its wide space, on the device.
+"""TrivialAugment (Müller & Hutter 2021, arXiv 2103.10158) with its wide space, on the device.
 
-Every image goes through one change of its own, of a strength of its own. The changes are those
-of Pillow, within a level or two; here each of them is made of every image at once, and `kind`
-selects.
+Every image is changed in one way of its own, with a strength of its own. The results are within
+one or two levels of those of Pillow. All changes are computed for all images, and `kind` selects
+one for each image.
 """
 
 from typing import NamedTuple
@@ -27,18 +27,28 @@ KINDS = (
     "translate_x",
     "translate_y",
 )
-LEVELS = 30
+LEVELS = 30  # largest level; strengths are level / LEVELS
 
 
 class Change(NamedTuple):
-    """kind: index in `KINDS`; strength: −1 to 1, of the largest that there is."""
+    """The change of every image of a batch.
+
+    Attributes:
+      kind: index of the change in `KINDS`.
+      strength: strength relative to the largest of this kind, −1 to 1.
+    """
 
     kind: Int[Array, "*P B"]
     strength: Float[Array, "*P B"]
 
 
 def draw(key, shape: tuple[int, ...]) -> Change:
-    """A kind, one of 31 strengths and a sign for every image, all equally likely."""
+    """Draw a kind, one of 31 strengths and a sign for every image, uniformly.
+
+    Args:
+      key: PRNG key.
+      shape: (B,), or (P, B).
+    """
     kind_key, level_key, sign_key = jax.random.split(key, 3)
     strength = jax.random.randint(level_key, shape, 0, LEVELS + 1) / LEVELS
     sign = jnp.where(jax.random.bernoulli(sign_key, 0.5, shape), 1, -1)
@@ -46,14 +56,29 @@ def draw(key, shape: tuple[int, ...]) -> Change:
 
 
 def grey(images):
-    """The brightness of each pixel [..., H, W, 1]; the mean of channels that are not RGB."""
+    """Compute the brightness of each pixel, or the mean of its channels if they are not RGB.
+
+    Args:
+      images: [..., H, W, channels].
+
+    Returns:
+      [..., H, W, 1].
+    """
     channels = images.shape[-1]
     weights = (0.299, 0.587, 0.114) if channels == 3 else (1 / channels,) * channels
     return (images @ jnp.array(weights))[..., None]
 
 
 def apply(images: Float[Array, "*P B H W channels"], change: Change):
-    """The changed images; both have levels of 0 to 255."""
+    """Change every image.
+
+    Args:
+      images: images with levels from 0 to 255.
+      change: change of every image.
+
+    Returns:
+      Images of the same shape, with levels from 0 to 255.
+    """
     shape = images.shape
     images = _moved(images.reshape(-1, *shape[-3:]), *(x.reshape(-1) for x in change))
     kind, strength = (x.reshape(-1, 1, 1, 1) for x in change)
@@ -62,12 +87,12 @@ def apply(images: Float[Array, "*P B H W channels"], change: Change):
         return jnp.where(kind == KINDS.index(name), new, old)
 
     brightness = grey(images)
-    # Four changes are a blend: the image's distance to another one, times 1 ± 0.99.
-    other = where("brightness", 0, images)
-    other = where("contrast", brightness.mean(axis=(1, 2, 3), keepdims=True), other)
-    other = where("saturation", brightness, other)
-    other = where("sharpness", _smooth(images), other)
-    images = (other + (images - other) * (1 + 0.99 * strength)).clip(0, 255)
+    # Four changes scale the image's distance to a base image by 1 ± 0.99.
+    base = where("brightness", 0, images)
+    base = where("contrast", brightness.mean(axis=(1, 2, 3), keepdims=True), base)
+    base = where("saturation", brightness, base)
+    base = where("sharpness", _smooth(images), base)
+    images = (base + (images - base) * (1 + 0.99 * strength)).clip(0, 255)
 
     strength = jnp.abs(strength)
     step = 2 ** jnp.round(6 * strength)
@@ -81,29 +106,29 @@ def apply(images: Float[Array, "*P B H W channels"], change: Change):
 
 
 def _moved(images, kind, strength):
-    """Rotation, shear and translation: the nearest pixel, black from outside."""
+    """Rotate, shear and translate by nearest-neighbour lookup; pixels from outside are black."""
     _, height, width, _ = images.shape
 
-    def of(name, amount):
-        return jnp.where(kind == KINDS.index(name), amount * strength, 0.0)[:, None, None]
+    def amount(name, largest):
+        return jnp.where(kind == KINDS.index(name), largest * strength, 0.0)[:, None, None]
 
-    angle = of("rotate", jnp.deg2rad(135))
+    angle = amount("rotate", jnp.deg2rad(135))
     y, x = jnp.arange(height)[:, None] + 0.5, jnp.arange(width) + 0.5
-    # About the image's centre, in single steps: only one of them is not the identity.
+    # Only one of the following steps is not the identity. Rotation is about the image's centre.
     y, x = y - height / 2, x - width / 2
     y, x = y * jnp.cos(angle) - x * jnp.sin(angle), y * jnp.sin(angle) + x * jnp.cos(angle)
     y, x = y + height / 2, x + width / 2
-    y, x = y + of("shear_y", 0.99) * x, x + of("shear_x", 0.99) * y
-    y, x = y + of("translate_y", 32), x + of("translate_x", 32)
+    y, x = y + amount("shear_y", 0.99) * x, x + amount("shear_x", 0.99) * y
+    y, x = y + amount("translate_y", 32), x + amount("translate_x", 32)
     rows, columns = jnp.floor(y).astype(int), jnp.floor(x).astype(int)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    at = jnp.arange(len(images))[:, None, None]
-    moved = images[at, rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    image = jnp.arange(len(images))[:, None, None]
+    moved = images[image, rows.clip(0, height - 1), columns.clip(0, width - 1)]
     return jnp.where(inside[..., None], moved, 0)
 
 
 def _smooth(images):
-    """Pillow's SMOOTH: a pixel five times and its neighbours, over 13; the border as it is."""
+    """Smooth as Pillow's SMOOTH: (5 · pixel + its eight neighbours) / 13, except at the border."""
     _, height, width, _ = images.shape
     if min(height, width) < 3:
         return images
@@ -115,7 +140,7 @@ def _smooth(images):
 
 
 def _equalized(images):
-    """As many pixels of every level, channel by channel, as Pillow counts them."""
+    """Equalise the histogram of every channel, with Pillow's rounding."""
     levels = jnp.round(images).astype(jnp.int32)
     count, height, width, channels = levels.shape
     flat = levels.reshape(count, -1, channels).transpose(0, 2, 1)

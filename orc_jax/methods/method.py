@@ -104,9 +104,9 @@ class Positions:
     Attributes:
       titles: what each peer is called in tables.
       kept: the peers that the training is for.
-      kinds: the `Kind` of each peer. "train": one pass on the batch, in train mode. "later": no pass
-        before the phase, in which the peer is updated and has its only pass. "frozen": one pass in
-        eval mode; the peer never changes.
+      kinds: the `Kind` of each peer. "train": one pass on the batch, in train mode. "later": no
+        pass before the phase, in which the peer is updated and has its only pass. "frozen": one
+        pass in eval mode; the peer never changes.
     """
 
     titles: Callable[[Any, int], list[str]] = lambda config, size: ["peer"] * size

@@ -1,4 +1,4 @@
-"""The networks by name: one registry."""
+"""The registry of networks, by name."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -24,12 +24,13 @@ class Entry(NamedTuple):
     """A network of the registry.
 
     Attributes:
-      build: (num_classes, constructor of a batch norm layer) → network.
-      torch_names: turn the path of a variable, "part.block.layer.", into PyTorch's name of it:
-        (regular expression, replacement), applied in order.
-      torch_extra: regular expression of PyTorch's names that are for training only.
-      size: of its usual images, pixels.
-      smallest: size of images that is supported.
+      build: function (num_classes, constructor of a batch norm layer) → network.
+      torch_names: pairs (regular expression, replacement), applied in order, which turn the path
+        of a variable, "part.block.layer.", into its name in PyTorch.
+      torch_extra: regular expression that matches PyTorch's names of variables that are used
+        in training only.
+      size: height and width of the images that the network is usually trained on, in pixels.
+      smallest: smallest height and width of the images that the network supports, in pixels.
     """
 
     build: Callable[[int, Callable], Network]
@@ -39,7 +40,7 @@ class Entry(NamedTuple):
     smallest: int = 8
 
 
-# Channels of the outputs of four stages.
+# Output channels of each of the four stages.
 NARROW, WIDE = (64, 128, 256, 512), (256, 512, 1024, 2048)
 FOUR_STAGES = {
     10: partial(resnet.resnet, NARROW, (1, 1, 1, 1)),
@@ -57,13 +58,13 @@ VGG = {
 
 
 def _three_stages(blocks, widths, stem_width, block=resnet.ResidualBlock):
-    """A ResNet of three stages of so many blocks."""
+    """Return the entry of a ResNet of three stages with `blocks` blocks each."""
     build = partial(resnet.resnet, widths, (blocks,) * 3, stem_width=stem_width, block=block)
     return Entry(build, resnet.TORCH_NAMES)
 
 
 NETWORKS = {
-    # Small images: the usual knowledge-distillation benchmark on CIFAR-100.
+    # Networks for small images, from the usual knowledge-distillation benchmark on CIFAR-100.
     **{
         f"resnet{depth}": _three_stages((depth - 2) // 6, (16, 32, 64), 16)
         for depth in (8, 14, 20, 26, 32, 44, 56, 110)
@@ -88,7 +89,7 @@ NETWORKS = {
     "MobileNetV2": Entry(partial(mobilenet_v2.small, 0.5), mobilenet_v2.TORCH_NAMES_SMALL),
     "ShuffleV1": Entry(shufflenet.shufflenet_v1, shufflenet.TORCH_NAMES),
     "ShuffleV2": Entry(shufflenet.shufflenet_v2, shufflenet.TORCH_NAMES),
-    # OKDDip's, where they are other networks.
+    # OKDDip's networks, where they differ from those above.
     "okddip_resnet110": _three_stages(12, (64, 128, 256), 16, resnet.Bottleneck),
     "wide_resnet20_8": _three_stages(2, (64, 128, 256), 16, partial(resnet.Bottleneck, inner=2.0)),
     "okddip_vgg16": Entry(partial(vgg.vgg_okddip, VGG[16]), vgg.TORCH_NAMES_OKDDIP, smallest=32),
@@ -96,12 +97,12 @@ NETWORKS = {
         f"densenet_{depth}_12": Entry(partial(densenet.densenet, depth, 12), densenet.TORCH_NAMES)
         for depth in (40, 100)
     },
-    # DCM's, and SwitOKD's of other strides.
+    # DCM's MobileNet, and SwitOKD's, which has other strides.
     "mobilenet": Entry(mobilenet.dcm, mobilenet.TORCH_NAMES_DCM, torch_extra=r"ep\d_"),
     "switokd_mobilenet": Entry(
         partial(mobilenet.mobilenet, mobilenet.IMAGENET, 1), mobilenet.TORCH_NAMES_SWITOKD
     ),
-    # ImageNet, and MobileNetV2 of Tiny-ImageNet.
+    # Networks for ImageNet, and the MobileNetV2 for Tiny-ImageNet.
     **{
         f"resnet{depth}": Entry(
             partial(build, stem=resnet.ImageNetStem), resnet.TORCH_NAMES, size=224
@@ -129,18 +130,21 @@ def register(
     size: int = 32,
     smallest: int = 8,
 ) -> None:
-    """Add a network of your own, for this process, under a name that configs can use.
+    """Add a network to the registry of this process, under a name that configs can use.
 
-    A config that other commands (evaluate, export, report) read names it as
-    "package.module:build" instead, which they import by themselves.
+    Other commands (evaluate, export, report) run in processes of their own and do not know the
+    name. A config that they read must name the network as "package.module:build" instead, which
+    they import.
 
     Args:
-      name: as it is written in configs.
-      build: (num_classes, constructor of a batch norm layer) → network.
-      torch_names, size, smallest: see `Entry`.
+      name: the name for configs.
+      build: function (num_classes, constructor of a batch norm layer) → network.
+      torch_names: see `Entry`.
+      size: see `Entry`.
+      smallest: see `Entry`.
 
     Raises:
-      UserError: the name is taken.
+      UserError: another network is registered under this name.
     """
     if name in NETWORKS and NETWORKS[name].build is not build:
         raise UserError(f"there is a network {name!r} already: choose another name")
@@ -148,53 +152,60 @@ def register(
 
 
 def entry(name: str) -> Entry:
-    """Return what the registry says of a network, or an entry for "package.module:build".
+    """Return the registry's entry of a network, or make one for "package.module:build".
 
     Args:
-      name: in the spelling of `canonical`.
+      name: name of the network, as `canonical` returns it.
 
     Raises:
-      UserError: nothing can be imported there, or not a function or `Entry`.
+      UserError: the name cannot be imported, or it is neither a function nor an `Entry`.
     """
     if not is_import_name(name):
         return NETWORKS[name]
-    found = import_name("network", name)
-    if not callable(found) and not isinstance(found, Entry):
+    imported = import_name("network", name)
+    if isinstance(imported, Entry):
+        return imported
+    if not callable(imported):
         raise UserError(
-            f"the network {name!r} is of type {type(found).__name__}, expected a function "
+            f"the network {name!r} is of type {type(imported).__name__}, expected a function "
             "(num_classes, norm) → network"
         )
-    return found if isinstance(found, Entry) else Entry(found, torch_names=())
+    return Entry(imported, torch_names=())
 
 
 def canonical(name: str) -> str:
     """Return the registry's spelling of a network's name: ResNet-56 → resnet56.
 
-    Case does not count, nor do the separators "-", "_", "." and space except between digits,
-    nor the longer forms WideResNet (WRN-40-2 is wrn_40_2), ShuffleNet and OKDDip's densenetd40k12.
-    "package.module:build" stays as it is.
+    Ignores case and the separators "-", "_", "." and space, except between digits. Accepts the
+    longer forms WideResNet (WideResNet-40-2 is wrn_40_2), ShuffleNet (ShuffleNetV1 is ShuffleV1)
+    and OKDDip's densenetd40k12 (densenet_40_12). Returns "package.module:build" unchanged.
+
+    Args:
+      name: name of a network, in any of these spellings.
 
     Raises:
-      UserError: there is none, or two that differ in nothing else (ResNet-18: resnet18 and
+      UserError: no network has this name, or several have it (ResNet-18 may be resnet18 or
         ResNet18).
     """
     if name in NETWORKS or is_import_name(name):
         return name
     for spelling in (_plain(name), _short(_plain(name))):
-        found = [known for known in NETWORKS if _plain(known) == spelling]
-        if len(found) > 1:
-            raise UserError(f"the network {name!r} may be {' or '.join(found)}: write which")
-        if found:
-            return found[0]
+        matches = [known for known in NETWORKS if _plain(known) == spelling]
+        if len(matches) > 1:
+            raise UserError(f"the network {name!r} may be {' or '.join(matches)}: write which")
+        if matches:
+            return matches[0]
     raise unknown("network", name, [*NETWORKS, "package.module:build"])
 
 
 def _plain(name):
+    """Lower the case and remove separators, but keep one between digits, as "+"."""
     name = re.sub(r"(?<=\d)[-_. ]+(?=\d)", "+", name.lower())
     return re.sub(r"[-_. ]", "", name)
 
 
 def _short(name):
+    """Abbreviate the longer forms of a plain name as the registry does."""
     for long, short in (
         (r"^wideresnet", "wrn"),
         (r"^shufflenet", "shuffle"),
@@ -208,13 +219,14 @@ def create(name: str, num_classes: int, batch_axes: Sequence[str] | None = None)
     """Build the network of this name.
 
     Args:
-      name: a key of `NETWORKS`, a spelling of one, or "package.module:build".
-      num_classes: outputs C.
-      batch_axes: mesh axes over which batch norm takes its statistics, or None for the
-        images at hand alone.
+      name: key of `NETWORKS`, in any spelling that `canonical` accepts, or
+        "package.module:build".
+      num_classes: number of classes C.
+      batch_axes: mesh axes over which batch norm takes its statistics; None to take them over
+        this device's images only.
 
     Raises:
-      UserError: there is no network of this name, or what is built is none.
+      UserError: no network has this name, or the function does not return a `Network`.
     """
     norm = partial(BatchNorm, axis_name=batch_axes)
     network = entry(canonical(name)).build(num_classes, norm)

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.models` is `python -m orc_jax models`."""
+"""Run `python -m orc_jax.models` as `python -m orc_jax models`."""
 
 from orc_jax.commands.models import main
 

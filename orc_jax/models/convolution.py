@@ -1,11 +1,14 @@
-"""The convolution of every layer: one per peer, and lowered to what is fast on a CPU.
+"""The convolution that all layers use: one per peer, and lowered to operations fast on a CPU.
 
-XLA runs grouped convolutions on a CPU some thirty times slower than it could, and 1×1 ones
-at half the speed of a matrix product; `python -m benchmarks.networks` measures what is here.
+On a CPU, XLA runs grouped convolutions about thirty times slower than necessary, and 1×1
+convolutions at half the speed of a matrix product. `python -m benchmarks.networks` measures the
+lowerings of this module.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,37 +20,44 @@ _TARGET = ContextVar("target", default="")
 
 
 @contextmanager
-def made_for(target: str):
-    """What is traced within is made for another machine than this one.
+def made_for(target: Literal["cpu", "any"]) -> Iterator[None]:
+    """Lower what is traced within the context for a target other than this process's platform.
 
     Args:
-      target: "cpu", or "any": of XLA's own operations, which every platform and every
-        converter to another format knows; a stack's gradients need the former or neither.
+      target: "cpu", or "any" to use only XLA's standard operations, which every platform and
+        every converter to another format supports. Under "any", the gradients of a stack of
+        peers cannot be computed.
     """
-    before = _TARGET.set(target)
+    token = _TARGET.set(target)
     try:
         yield
     finally:
-        _TARGET.reset(before)
+        _TARGET.reset(token)
 
 
 def target() -> str:
-    """What layers are made for: "any", or a platform, in general this process's."""
+    """Return what layers are lowered for: the target of `made_for`, or else the JAX platform."""
     return _TARGET.get() or jax.default_backend()
 
 
 def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
-    """`lax.conv_general_dilated`, lowered well for a stack of peers under `jax.vmap`.
+    """Compute `lax.conv_general_dilated`, lowered well for a stack of peers under `jax.vmap`.
 
-    vmap would make one grouped convolution of a stack, which XLA runs some ten times slower on
-    a CPU (see benchmarks/step.py): here it stays one plain convolution per peer. Depthwise
-    and 1×1 convolutions, and those that give an image of 2×2 or less, are no convolutions any
-    more on a CPU, and are mapped as they are.
+    vmap would turn a stack of peers into one grouped convolution, which XLA runs about ten times
+    slower on a CPU (see benchmarks/step.py). Instead, this remains one plain convolution per
+    peer. On a CPU, depthwise and 1×1 convolutions, and those with an output of at most 2×2,
+    become sums or matrix products, which vmap batches well.
 
     Args:
-      lhs: [B, H, W, channels].
-      rhs: [height, width, channels / groups, features].
-      strides, padding, kwargs: as `flax.linen.Conv` gives them.
+      lhs: images, [B, H, W, channels].
+      rhs: kernel, [height, width, channels / groups, features].
+      strides: strides of height and width, as `flax.linen.Conv` passes them.
+      padding: (before, after) of height and width, as `flax.linen.Conv` passes it.
+      **kwargs: remaining arguments of `lax.conv_general_dilated`, as `flax.linen.Conv` passes
+        them.
+
+    Returns:
+      [B, H', W', features].
     """
     if target() == "cpu":
         if rhs.shape[:2] == (1, 1):
@@ -55,7 +65,7 @@ def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
         if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[-1]:
             return _depthwise(lhs, rhs, strides, padding)
         if kwargs["feature_group_count"] == 1 and _pixels_out(lhs, rhs, strides, padding) <= 4:
-            return _of_patches(lhs, rhs, strides, padding)
+            return _patch_product(lhs, rhs, strides, padding)
 
     def plain(lhs, rhs):
         return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
@@ -63,17 +73,17 @@ def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
     def plain_gradient(lhs, rhs, d_out):
         return jax.vjp(plain, lhs, rhs)[1](d_out)
 
-    # The gradient has a rule of its own: JAX cannot differentiate through a `custom_vmap`.
-    convolve = jax.custom_vjp(_one_by_one(plain))
+    # JAX cannot differentiate through `custom_vmap`, so the gradient needs a rule of its own.
+    convolve = jax.custom_vjp(_unbatched(plain))
     convolve.defvjp(
-        lambda lhs, rhs: (_one_by_one(plain)(lhs, rhs), (lhs, rhs)),
-        lambda inputs, d_out: _one_by_one(plain_gradient)(*inputs, d_out),
+        lambda lhs, rhs: (_unbatched(plain)(lhs, rhs), (lhs, rhs)),
+        lambda inputs, d_out: _unbatched(plain_gradient)(*inputs, d_out),
     )
     return convolve(lhs, rhs)
 
 
-def _one_by_one(function):
-    """The function, which vmap calls once per row instead of batching what is inside."""
+def _unbatched(function):
+    """Return the function in a form that vmap calls once per row, without batching its body."""
     mapped = jax.custom_batching.custom_vmap(function)
 
     @mapped.def_vmap
@@ -91,7 +101,7 @@ def _one_by_one(function):
 
 
 def _pointwise(x, kernel, strides, groups):
-    """A 1×1 convolution as a matrix product, one for each group of channels."""
+    """Compute a 1×1 convolution as one matrix product per group of channels."""
     x = x[:, :: strides[0], :: strides[1]]
     if groups == 1:
         return x @ kernel[0, 0]
@@ -102,38 +112,38 @@ def _pointwise(x, kernel, strides, groups):
 
 
 def _pixels_out(x, kernel, strides, padding) -> int:
-    """How many pixels a convolution gives for each image."""
+    """Return the number of pixels H'·W' of a convolution's output."""
     sides = zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
     height, width = ((n + sum(pad) - size) // stride + 1 for n, size, stride, pad in sides)
     return height * width
 
 
-def _of_patches(x, kernel, strides, padding):
-    """A convolution as one matrix product with the patches that its places see.
+def _patch_product(x, kernel, strides, padding):
+    """Compute a convolution as one matrix product of the input's patches and the kernel.
 
-    For outputs of 2×2 this is 2 to 25 times as fast as XLA's convolution; for those of 4×4
-    and more it is not.
+    On a CPU this is 2 to 25 times as fast as XLA's convolution for outputs of 2×2, and not
+    faster for outputs of 4×4 and more.
     """
     patches = jnp.concatenate(shifted(x, kernel.shape[:2], strides, padding), axis=-1)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _depthwise(x, kernel, strides, padding):
-    """A depthwise convolution as a sum of shifted images, each times its weight."""
+    """Compute a depthwise convolution as a weighted sum of shifted images."""
     size = kernel.shape[:2]
 
     def forward(x, kernel):
-        # Summed in float32, as any convolution is.
-        seen = shifted(x.astype(jnp.float32), size, strides, padding)
-        weights = kernel.astype(jnp.float32).reshape(len(seen), -1)
-        out = sum(image * weight for image, weight in zip(seen, weights, strict=True))
+        # XLA's convolutions accumulate in float32 too, whatever the type of their inputs.
+        images = shifted(x.astype(jnp.float32), size, strides, padding)
+        weights = kernel.astype(jnp.float32).reshape(len(images), -1)
+        out = sum(image * weight for image, weight in zip(images, weights, strict=True))
         return out.astype(x.dtype)
 
     def backward(inputs, d_out):
         x, kernel = inputs
         d_x = jax.vjp(lambda x: forward(x, kernel), x)[1](d_out)[0]
-        seen = shifted(x.astype(jnp.float32), size, strides, padding)
-        d_weights = jnp.stack([sum_of_pixels(image * d_out) for image in seen])
+        images = shifted(x.astype(jnp.float32), size, strides, padding)
+        d_weights = jnp.stack([sum_of_pixels(image * d_out) for image in images])
         return d_x, d_weights.reshape(kernel.shape).astype(kernel.dtype)
 
     convolve = jax.custom_vjp(forward)
@@ -142,11 +152,17 @@ def _depthwise(x, kernel, strides, padding):
 
 
 def shifted(x, size, strides, padding, fill=0):
-    """What each place of a window of this (height, width) sees, [B, H', W', channels] each.
+    """Return the input once per position in a sliding window, shifted to that position.
 
     Args:
       x: [B, H, W, channels].
-      strides, padding: of height and width; `fill` is what is padded with.
+      size: height and width of the window.
+      strides: strides of height and width.
+      padding: (before, after) of height and width.
+      fill: value of the padding.
+
+    Returns:
+      List of height · width arrays [B, H', W', channels], row by row of the window.
     """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=jnp.asarray(fill, x.dtype))
     rows, columns = x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1

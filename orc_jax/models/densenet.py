@@ -1,4 +1,7 @@
-"""DenseNet-BC for small images (Huang et al. 2017): three stages, as OKDDip has them."""
+"""DenseNet-BC (Huang et al. 2017, arXiv 1608.06993), for small images.
+
+As in OKDDip, the networks have three stages.
+"""
 
 from collections.abc import Callable
 
@@ -23,10 +26,10 @@ TORCH_NAMES = [
 
 
 class DenseLayer(Block):
-    """Adds `features` channels to its input; stride 2 puts a transition after it.
+    """A layer that appends `features` channels to its input; with stride 2, a transition follows.
 
-    1×1 convolution to four times the channels, then 3×3, each after norm and activation.
-    The transition halves the channels and the resolution.
+    The layer is a 1×1 convolution to 4 · `features` channels and a 3×3 convolution, each after
+    norm and activation. The transition halves the channels and the resolution.
     """
 
     @nn.compact
@@ -43,6 +46,12 @@ class DenseLayer(Block):
 
 
 class Stem(nn.Module):
+    """A 3×3 convolution; the first layer's norm and activation follow it.
+
+    Attributes:
+      features: output channels.
+    """
+
     features: int
 
     @nn.compact
@@ -51,7 +60,13 @@ class Stem(nn.Module):
 
 
 def densenet(depth: int, growth: int, num_classes: int, norm: Callable):
-    """DenseNet-depth-growth: depth 6n + 4, n layers a stage, each adding `growth` channels.
+    """Build DenseNet-BC of a depth and a growth rate.
+
+    Args:
+      depth: 6n + 4 for n layers per stage.
+      growth: channels that every layer appends.
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].

@@ -1,10 +1,12 @@
-"""Layers that every family shares: convolution, pooling, classifier (batch norm: `norm.py`).
+"""Layers that all families share: convolution, pooling, classifier (batch norm is in `norm.py`).
 
-All but the classifier compute in the type of their input, whatever that of their parameters:
-images in bfloat16 make a network of bfloat16 with float32 parameters, statistics and logits.
+All layers but the classifier compute in the type of their input, whatever the type of their
+parameters. Given bfloat16 images, a network computes in bfloat16, and its parameters, statistics
+and logits remain float32.
 """
 
 from functools import reduce
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,10 +14,15 @@ import jax.numpy as jnp
 from orc_jax.models.convolution import per_peer_conv, shifted, target
 
 
-def _in_inputs_type(inputs, *params, dtype):
-    """Flax's rule for a layer's arrays (`dtype` is its own, None here)."""
+def _to_type_of_inputs(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Convert the parameters of a Flax layer to the type of its inputs.
+
+    Flax calls this as the layer's `promote_dtype`, with the inputs and then the parameters.
+    `dtype` is the layer's own, None here.
+    """
+    inputs, *params = arrays
     inputs = jnp.asarray(inputs)
-    return inputs, *(None if p is None else p.astype(inputs.dtype) for p in params)
+    return [inputs, *(None if param is None else param.astype(inputs.dtype) for param in params)]
 
 
 def conv(
@@ -26,10 +33,17 @@ def conv(
     groups: int = 1,
     use_bias: bool = False,
 ) -> nn.Conv:
-    """A convolution, He-normal by its outputs, padded as PyTorch pads it.
+    """Build a convolution, padded as in PyTorch and initialised He-normal by its fan-out.
 
-    The padding is explicit because "SAME" puts it elsewhere when the stride is 2. As many
-    groups as channels make it depthwise.
+    The padding is explicit because "SAME" pads other sides than PyTorch when the stride is 2.
+
+    Args:
+      features: output channels.
+      kernel: height and width of the kernel.
+      stride: stride of height and width.
+      name: name of the layer.
+      groups: number of groups; the number of channels for a depthwise convolution.
+      use_bias: whether to add a bias.
     """
     return nn.Conv(
         features,
@@ -38,7 +52,7 @@ def conv(
         padding=kernel // 2,
         use_bias=use_bias,
         feature_group_count=groups,
-        promote_dtype=_in_inputs_type,
+        promote_dtype=_to_type_of_inputs,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated=per_peer_conv,
         name=name,
@@ -46,9 +60,14 @@ def conv(
 
 
 def dense(features: int, name: str | None = None, use_bias: bool = True) -> nn.Dense:
-    """A dense layer with PyTorch's initial spread, U(±1/√inputs), and zero bias.
+    """Build a dense layer, initialised as in PyTorch, U(±1/√inputs), but with a bias of zero.
 
-    It computes in float32 always, so that logits are never rounded to bfloat16.
+    The layer always computes in float32, so that logits are never rounded to bfloat16.
+
+    Args:
+      features: number of outputs.
+      name: name of the layer.
+      use_bias: whether to add a bias.
     """
     return nn.Dense(
         features,
@@ -60,21 +79,36 @@ def dense(features: int, name: str | None = None, use_bias: bool = True) -> nn.D
 
 
 def max_pool(x, size: int = 2):
-    """The largest of each window, to half the resolution: [B, H, W, D] → [B, H/2, W/2, D].
+    """Halve the resolution by the maximum of each window, as in PyTorch.
 
-    Windows of 2×2 touch and are not padded (an odd last row is dropped); those of 3×3
-    overlap and are, as in PyTorch. As a maximum of shifted images its gradient is forty times
-    faster on a CPU than XLA's own.
+    Windows of 2×2 do not overlap and are not padded, so an odd last row or column is dropped.
+    Windows of 3×3 overlap and are padded. The maximum is taken over shifted images because its
+    gradient is then forty times faster on a CPU than that of XLA's pooling.
+
+    Args:
+      x: [B, H, W, D].
+      size: height and width of the windows, 2 or 3.
+
+    Returns:
+      [B, H/2, W/2, D].
     """
     if target() == "any":
-        # The outermost pixels once more change no maximum.
+        # Repeating the outermost pixels changes no maximum.
         x = x if size == 2 else _framed(x, 1)
         return nn.max_pool(x, window_shape=(size, size), strides=(2, 2))
     return reduce(jnp.maximum, shifted(x, (size, size), (2, 2), _padding(size), -jnp.inf))
 
 
 def avg_pool(x, size: int = 2):
-    """The mean of each window (the padding counts, as in PyTorch); see `max_pool`."""
+    """Halve the resolution by the mean of each window, padding included, as in PyTorch.
+
+    Args:
+      x: [B, H, W, D].
+      size: height and width of the windows, 2 or 3; see `max_pool`.
+
+    Returns:
+      [B, H/2, W/2, D].
+    """
     if target() == "any":
         x = x if size == 2 else _framed(x, 0)
         return nn.avg_pool(x, window_shape=(size, size), strides=(2, 2))
@@ -82,9 +116,9 @@ def avg_pool(x, size: int = 2):
 
 
 def _framed(x, factor):
-    """With a row and a column more on each side, the outermost ones times a factor.
+    """Add a row or column to each side: the outermost one times a factor.
 
-    Concatenated, because jax2onnx cannot pad where the batch size is open.
+    This concatenates because jax2onnx cannot pad arrays of a symbolic batch size.
     """
     x = jnp.concatenate([factor * x[:, :1], x, factor * x[:, -1:]], axis=1)
     return jnp.concatenate([factor * x[:, :, :1], x, factor * x[:, :, -1:]], axis=2)
@@ -96,12 +130,23 @@ def _padding(size):
 
 
 def global_average_pool(x):
-    """Mean over height and width, in float32: [B, H, W, D] → [B, D]."""
+    """Compute the mean over height and width in float32.
+
+    Args:
+      x: [B, H, W, D].
+
+    Returns:
+      [B, D].
+    """
     return x.mean(axis=(1, 2), dtype=jnp.float32)
 
 
 class Head(nn.Module):
-    """The classifier on the mean over height and width."""
+    """A classifier of the mean over height and width.
+
+    Attributes:
+      num_classes: number of classes C.
+    """
 
     num_classes: int
 

@@ -1,7 +1,8 @@
-"""MobileNet v1 (Howard et al. 2017): depthwise-separable convolutions.
+"""MobileNet v1 (Howard et al. 2017, arXiv 1704.04861): depthwise-separable convolutions.
 
-Three programs' strides: DCM's on CIFAR (8×8 before the classifier, `mobilenet`), with its
-auxiliary heads; SwitOKD's on CIFAR (2×2); ImageNet's (`MobileNetV1`).
+There are three variants with different strides: DCM's for CIFAR (`mobilenet`; 8×8 pixels before
+the classifier), with DCM's auxiliary heads; SwitOKD's for CIFAR (`switokd_mobilenet`; 2×2
+pixels); and the one for ImageNet (`MobileNetV1`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from orc_jax.models.layers import Head, conv
 from orc_jax.models.network import Auxiliary, Block, Network, Stage, auxiliary_heads
 from orc_jax.models.resnet import Stem
 
-# Features and stride of every block, by stage.
+# For every stage, the (features, stride) of its blocks.
 DCM = (
     ((64, 1), (128, 1), (128, 1), (256, 1), (256, 1)),
     ((512, 2), *[(512, 1)] * 5),
@@ -37,18 +38,18 @@ TORCH_NAMES_DCM = [
 ]
 
 
-def _place(match):
-    """A block's place among all blocks, which PyTorch counts through."""
+def _block_index(match):
+    """Return a block's index among the blocks of all stages, by which PyTorch names it."""
     return sum(len(plan) for plan in IMAGENET[: int(match[1])]) + int(match[2])
 
 
 TORCH_NAMES_SWITOKD = [
-    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"layers.{_place(m)}."),
+    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"layers.{_block_index(m)}."),
     (r"^stem\.", ""),
     (r"^head\.fc\b", "linear"),
 ]
 TORCH_NAMES_IMAGENET = [
-    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"model.{1 + _place(m)}."),
+    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"model.{1 + _block_index(m)}."),
     (r"^stem\.", "model.0."),
     (r"\bconv1\b", "0"),
     (r"\bbn1\b", "1"),
@@ -59,7 +60,7 @@ TORCH_NAMES_IMAGENET = [
 
 
 class SeparableBlock(Block):
-    """A depthwise 3×3 convolution, then a 1×1 one, each with norm and activation."""
+    """A depthwise 3×3 and a 1×1 convolution, each with norm and activation."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -75,12 +76,12 @@ def mobilenet(
     num_classes: int,
     norm: Callable,
 ):
-    """MobileNet v1 of full width.
+    """Build MobileNet v1 of width 1.
 
     Args:
-      plans: features and stride of every block, by stage.
-      stem_stride: 1 or 2.
-      num_classes: outputs C.
+      plans: for every stage, the (features, stride) of its blocks.
+      stem_stride: stride of the stem, 1 or 2.
+      num_classes: number of classes C.
       norm: constructor of a batch norm layer.
 
     Returns:
@@ -92,16 +93,24 @@ def mobilenet(
 
 
 def dcm(num_classes: int, norm: Callable):
-    """DCM's MobileNet, whose auxiliary heads are its authors' own; see `mobilenet`.
+    """Build DCM's MobileNet, with the auxiliary heads of DCM's authors.
 
-    The first has four of the middle stage's six blocks and the whole last stage.
+    Unlike in `auxiliary_heads`, the first head has four of the middle stage's six blocks and the
+    whole last stage.
+
+    Args:
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
     """
     network = mobilenet(DCM, 1, num_classes, norm)
     _, middle, last = network.stages
-    wide = tuple((2 * features, stride) for features, stride in last.plan)
+    double = tuple((2 * features, stride) for features, stride in last.plan)
     return network.clone(
         auxiliary=(
             Auxiliary(0, [middle.clone(plan=middle.plan[:4]), last.clone()], network.head.clone()),
-            Auxiliary(1, [last.clone(plan=wide)], network.head.clone()),
+            Auxiliary(1, [last.clone(plan=double)], network.head.clone()),
         )
     )

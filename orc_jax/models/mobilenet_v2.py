@@ -1,8 +1,8 @@
-"""MobileNetV2 (Sandler et al. 2018): inverted residuals.
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381): inverted residuals.
 
-`small`: the usual knowledge-distillation benchmark's form for 32×32 images, whose width is
-0.5. `imagenet`: torchvision's form, which SwitOKD runs on Tiny-ImageNet at width 1.4 (without
-its dropout of 0.2 before the classifier).
+`small` is the variant of the usual knowledge-distillation benchmark for 32×32 images, of width
+0.5. `imagenet` is torchvision's variant without its dropout before the classifier; SwitOKD uses
+it on Tiny-ImageNet at width 1.4.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,8 @@ import flax.linen as nn
 from orc_jax.models.layers import conv, dense, global_average_pool
 from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
 
-# Features at width 1 and blocks of every group, by stage: all of one resolution.
+# For every stage, whose blocks share one resolution, the (features at width 1, blocks) of its
+# groups of equal blocks.
 STAGES = (
     ((24, 2),),
     ((32, 3),),
@@ -22,8 +23,8 @@ STAGES = (
 )
 
 
-def _group(match):
-    """PyTorch's names of a block, which counts groups of equal blocks: (group, place)."""
+def _group_and_index(match):
+    """Return the index of a block's group and its index in the group, by which PyTorch names it."""
     stage, block = int(match[1]), int(match[2])
     group = 1 + sum(len(groups) for groups in STAGES[:stage])
     for _, blocks in STAGES[stage]:
@@ -33,8 +34,8 @@ def _group(match):
     raise IndexError(match[0])
 
 
-def _place(match):
-    """A block's place among all blocks of the stages."""
+def _block_index(match):
+    """Return a block's index among the blocks of all stages."""
     before = sum(blocks for groups in STAGES[: int(match[1])] for _, blocks in groups)
     return before + int(match[2])
 
@@ -43,7 +44,7 @@ TORCH_NAMES_SMALL = [
     (r"^stem\.conv1\b", "conv1.0"),
     (r"^stem\.bn1\b", "conv1.1"),
     (r"^stem\.block\.", "blocks.0.0."),
-    (r"^stages_(\d+)\.block(\d+)\.", lambda m: "blocks.{}.{}.".format(*_group(m))),
+    (r"^stages_(\d+)\.block(\d+)\.", lambda m: "blocks.{}.{}.".format(*_group_and_index(m))),
     (r"\bexpand\b", "conv.0"),
     (r"\bexpand_bn\b", "conv.1"),
     (r"\bdepthwise\b", "conv.3"),
@@ -61,7 +62,7 @@ TORCH_NAMES_IMAGENET = [
     (r"^stem\.block\.depthwise_bn\b", "features.1.conv.0.1"),
     (r"^stem\.block\.project\b", "features.1.conv.1"),
     (r"^stem\.block\.project_bn\b", "features.1.conv.2"),
-    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"features.{2 + _place(m)}."),
+    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"features.{2 + _block_index(m)}."),
     (r"\bexpand\b", "conv.0.0"),
     (r"\bexpand_bn\b", "conv.0.1"),
     (r"\bdepthwise\b", "conv.1.0"),
@@ -75,12 +76,13 @@ TORCH_NAMES_IMAGENET = [
 
 
 class InvertedResidual(Block):
-    """1×1 up to `expansion` times the channels, depthwise 3×3, 1×1 down; a shortcut where
-    the shape stays.
+    """A 1×1 convolution that expands the channels, a depthwise 3×3 one, and a 1×1 one.
+
+    The block has a shortcut where its output has the shape of its input.
 
     Attributes:
-      expansion: None to leave the first convolution out.
-      activation: after the first two.
+      expansion: factor by which the first convolution expands the channels; None to omit it.
+      activation: activation after the first two convolutions.
     """
 
     expansion: int | None = 6
@@ -99,7 +101,14 @@ class InvertedResidual(Block):
 
 
 class Stem(nn.Module):
-    """A convolution of stride 2 and a block of its own."""
+    """A convolution of stride 2, and a block.
+
+    Attributes:
+      features: output channels of the convolution.
+      norm: constructor of a batch norm layer.
+      block: the block.
+      activation: activation after the convolution.
+    """
 
     features: int
     norm: Callable
@@ -114,6 +123,15 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
+    """A 1×1 convolution, and a classifier of its mean over height and width.
+
+    Attributes:
+      features: output channels D of the convolution.
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+      activation: activation after the convolution.
+    """
+
     features: int
     num_classes: int
     norm: Callable
@@ -128,7 +146,16 @@ class Head(nn.Module):
 
 
 def small(width: float, num_classes: int, norm: Callable):
-    """The benchmark's form. See `_build`."""
+    """Build the MobileNetV2 of the knowledge-distillation benchmark.
+
+    Args:
+      width: factor of the channels.
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
     return _build(
         channels=lambda features: int(features * width),
         first_expansion=1,
@@ -141,11 +168,21 @@ def small(width: float, num_classes: int, norm: Callable):
 
 
 def imagenet(width: float, num_classes: int, norm: Callable):
-    """torchvision's form: channels in multiples of 8. See `_build`."""
+    """Build torchvision's MobileNetV2.
+
+    Args:
+      width: factor of the channels, which are rounded to multiples of 8.
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
 
     def channels(features):
-        near = max(8, int(features * width + 4) // 8 * 8)
-        return near if near >= 0.9 * features * width else near + 8
+        nearest = max(8, int(features * width + 4) // 8 * 8)
+        # Rounding must not remove more than a tenth of the channels.
+        return nearest if nearest >= 0.9 * features * width else nearest + 8
 
     return _build(
         channels=channels,
@@ -167,15 +204,15 @@ def _build(
     num_classes: int,
     norm: Callable,
 ):
-    """MobileNetV2.
+    """Build MobileNetV2.
 
     Args:
-      channels: features at width 1 → features.
-      first_expansion: of the stem's block.
-      strides: of the stages.
-      activation: of all layers.
-      head_features: what the classifier sees.
-      num_classes: outputs C.
+      channels: function from the features at width 1 to the features.
+      first_expansion: expansion of the stem's block.
+      strides: stride of every stage.
+      activation: activation of all layers.
+      head_features: number of features D that the classifier sees.
+      num_classes: number of classes C.
       norm: constructor of a batch norm layer.
 
     Returns:

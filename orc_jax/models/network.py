@@ -1,4 +1,4 @@
-"""What every network is: stem → stages → head."""
+"""The structure that all networks share: stem → stages → head."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class Outputs:
-    """What a network gives for a batch of images.
+class Outputs(flax.struct.PyTreeNode):
+    """Outputs of a network for a batch of images.
 
-    A method sees the outputs of all peers as one `Outputs`, see `orc_jax.methods.method.Batch`.
-    A field that is added here reaches every method, and its gradient every network, as it is.
+    A method receives the outputs of all peers stacked in one `Outputs`; see
+    `orc_jax.methods.method.Batch`. A field added here reaches every method, and its gradient
+    reaches every network, without further changes.
 
     Attributes:
       logits: [B, C].
-      features: [B, D], what the classifier sees.
-      trunk: [B, D'], what the last stage sees, averaged over height and width.
-      auxiliary: [B, H, C], logits of the auxiliary heads; None without them.
+      features: input of the classifier, [B, D].
+      trunk: input of the last stage, averaged over height and width, [B, D'].
+      auxiliary: logits of the H auxiliary heads, [B, H, C]; None if they were not computed.
     """
 
     logits: Any
@@ -31,11 +31,11 @@ class Outputs:
 
 
 class Block(nn.Module):
-    """What a stage is made of; a family's block says what it computes.
+    """Base class of the blocks that make up a stage.
 
     Attributes:
-      features: channels of its output.
-      stride: of its resolution.
+      features: output channels.
+      stride: factor by which the block reduces the resolution.
       norm: constructor of a batch norm layer.
     """
 
@@ -44,18 +44,23 @@ class Block(nn.Module):
     norm: Callable
 
     def norms(self, train):
-        """The constructor of this block's norms, which takes their name."""
+        """Return the constructor of this block's norms, which takes their name.
+
+        Args:
+          train: whether they normalise by the statistics of the batch.
+        """
         return partial(self.norm, use_running_average=not train)
 
 
 class Stage(nn.Module):
-    """Blocks in a row.
+    """A sequence of blocks.
 
     Attributes:
-      block: constructor, (features, stride, norm).
-      plan: features and stride of every block.
+      block: constructor of a block, (features, stride, norm) → block.
+      plan: (features, stride) of every block.
       norm: constructor of a batch norm layer.
-      remat: the backward pass computes what is within a block again instead of keeping it.
+      remat: whether the backward pass recomputes the activations within a block instead of
+        keeping them in memory.
     """
 
     block: Callable
@@ -75,16 +80,25 @@ class Stage(nn.Module):
 
 
 def stage(block: Callable, features: int, stride: int, blocks: int, norm: Callable) -> Stage:
-    """A stage of equal blocks, of which the first one changes the resolution by the stride."""
+    """Build a stage of equal blocks, the first of which has the stride.
+
+    Args:
+      block: constructor of a block, (features, stride, norm) → block.
+      features: output channels of every block.
+      stride: stride of the first block.
+      blocks: number of blocks.
+      norm: constructor of a batch norm layer.
+    """
     return Stage(block, ((features, stride), *[(features, 1)] * (blocks - 1)), norm)
 
 
 class Auxiliary(nn.Module):
-    """A second way to an answer, from the output of a stage on (used by DCM).
+    """An auxiliary head (of DCM): stages and a classifier that branch off a network's stage.
 
     Attributes:
-      after: index of that stage.
-      stages, head: from there to logits, as in `Network`.
+      after: index of the stage whose output is its input.
+      stages: stages between that output and the classifier.
+      head: the classifier, activations → (logits [B, C], features [B, D]).
     """
 
     after: int
@@ -92,25 +106,25 @@ class Auxiliary(nn.Module):
     head: nn.Module
 
     def __call__(self, x, train):
-        for part in self.stages:
-            x = part(x, train)
+        for module in self.stages:
+            x = module(x, train)
         return self.head(x, train)[0]
 
 
 class Network(nn.Module):
-    """A classifier in parts, each a module called as `part(x, train)`.
+    """A classifier made of modules that are each called as `module(x, train)`.
 
-    `train=True` normalises by the batch's statistics and updates the running ones (collection
-    `batch_stats`, which must then be mutable).
+    With `train=True`, the network normalises by the batch's statistics and updates the running
+    ones, whose collection `batch_stats` must then be mutable.
 
     Attributes:
       stem: images [B, H, W, channels] → activations.
-      stages: activations → activations. The stem and all stages but the last are the trunk; the
-        last stage and the head are what a branch consists of.
+      stages: activations → activations. The stem and all stages but the last form the trunk; the
+        last stage and the head form a branch.
       head: activations → (logits [B, C], features [B, D]).
-      auxiliary: the heads besides its own that the network can have. Their variables exist only
-        where it was initialised with `auxiliary=True`.
-      trunk_gradient: factor of the gradient that the last stage sends into the trunk.
+      auxiliary: auxiliary heads that the network can have. Their variables exist only if the
+        network was initialised by `outputs` with `auxiliary=True`.
+      trunk_gradient: factor of the gradient that flows from the last stage into the trunk.
     """
 
     stem: nn.Module
@@ -120,45 +134,62 @@ class Network(nn.Module):
     trunk_gradient: float = 1.0
 
     def rematerialised(self) -> "Network":
-        """Return the same network, keeping only the blocks' outputs for its backward pass."""
+        """Return this network, changed to keep only the blocks' outputs for the backward pass."""
 
         def stages_of(module):
-            return [part.clone(remat=True) for part in module.stages]
+            return [stage.clone(remat=True) for stage in module.stages]
 
         auxiliary = [head.clone(stages=stages_of(head)) for head in self.auxiliary]
         return self.clone(stages=stages_of(self), auxiliary=auxiliary)
 
     def __call__(self, images, train: bool):
-        """Compute the logits [B, C] of images [B, H, W, channels]."""
-        return self.outputs(images, train).logits
-
-    def outputs(self, images, train: bool, auxiliary: bool = False) -> Outputs:
-        """Compute all that a method may read.
+        """Compute the logits of a batch of images.
 
         Args:
           images: [B, H, W, channels].
           train: see the class.
-          auxiliary: whether the auxiliary heads answer too.
+
+        Returns:
+          [B, C].
         """
-        # The stem's output, then every stage's.
+        return self.outputs(images, train).logits
+
+    def outputs(self, images, train: bool, auxiliary: bool = False) -> Outputs:
+        """Compute all outputs that a method may read.
+
+        Args:
+          images: [B, H, W, channels].
+          train: see the class.
+          auxiliary: whether to compute the logits of the auxiliary heads too.
+        """
+        # activations[0] is the stem's output, activations[1 + i] that of stage i.
         activations = [self.stem(images, train)]
-        for part in self.stages[:-1]:
-            activations.append(part(activations[-1], train))
+        for module in self.stages[:-1]:
+            activations.append(module(activations[-1], train))
         trunk = activations[-1]
         last = self.stages[-1](scaled_gradient(trunk, self.trunk_gradient), train)
         logits, features = self.head(last, train)
-        heads = None
+        auxiliary_logits = None
         if auxiliary:
             activations.append(last)
-            answers = [head(activations[1 + head.after], train) for head in self.auxiliary]
-            heads = jnp.stack(answers, axis=1)
-        return Outputs(logits, features, trunk.mean(axis=(1, 2), dtype=jnp.float32), heads)
+            auxiliary_logits = jnp.stack(
+                [head(activations[1 + head.after], train) for head in self.auxiliary], axis=1
+            )
+        trunk_mean = trunk.mean(axis=(1, 2), dtype=jnp.float32)
+        return Outputs(logits, features, trunk_mean, auxiliary_logits)
 
     def last_stage(self, images):
-        """Compute the output of the last stage in eval mode, [B, h, w, D]."""
+        """Compute the output of the last stage in eval mode.
+
+        Args:
+          images: [B, H, W, channels].
+
+        Returns:
+          [B, h, w, D].
+        """
         x = self.stem(images, False)
-        for part in self.stages:
-            x = part(x, False)
+        for module in self.stages:
+            x = module(x, False)
         return x
 
     def trunk_keys(self) -> set[str]:
@@ -167,7 +198,12 @@ class Network(nn.Module):
 
 
 def scaled_gradient(x, factor: float):
-    """Return x; multiply the gradient that flows back through it by a factor."""
+    """Return x unchanged, and multiply the gradient that flows back through it by a factor.
+
+    Args:
+      x: array of any shape.
+      factor: factor of the gradient.
+    """
     if factor == 1:
         return x
     identity = jax.custom_vjp(lambda x: x)
@@ -176,11 +212,15 @@ def scaled_gradient(x, factor: float):
 
 
 def auxiliary_heads(stages: Sequence[Stage], head: nn.Module) -> tuple[Auxiliary, ...]:
-    """DCM's two heads, for a network of at least three stages (arXiv 2008.07816, WRN).
+    """Build DCM's two auxiliary heads, as for its WRN (Yao & Sun 2020, arXiv 2008.07816).
 
-    One goes off three stages before the end: a copy of the next-to-last stage, then the
-    last one with half the blocks (at least one). The other goes off before the last stage:
-    a copy of that in double width.
+    The first branches off the third stage from the end: it has a copy of the next-to-last stage,
+    and the last stage with half of its blocks (at least one). The second branches off the
+    next-to-last stage: it has a copy of the last stage of twice the width.
+
+    Args:
+      stages: the network's stages, at least three.
+      head: the network's own head.
     """
     *_, middle, last = stages
     half = last.plan[: max(1, len(last.plan) // 2)]

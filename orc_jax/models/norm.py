@@ -1,4 +1,4 @@
-"""Batch norm, with a gradient of its own: two sums over the pixels each way, and no more passes."""
+"""Batch norm with a custom gradient, which takes two sums over the pixels in each direction."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,19 @@ from jax import lax
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with PyTorch's defaults: eps 1e-5, running statistics 0.9 old + 0.1 new.
+    """Batch norm with PyTorch's defaults: ε = 1e-5, running statistics 0.9 · old + 0.1 · new.
 
-    Statistics are taken, and applied, in float32; the result has the type of the input.
-    (`flax.linen.BatchNorm` gives the same numbers. What XLA makes of its gradient takes 1.5
-    times as long on a CPU.)
+    Statistics are computed and applied in float32; the output has the type of the input.
+    `flax.linen.BatchNorm` gives the same numbers, but its gradient takes 1.5 times as long on a
+    CPU.
 
     Attributes:
-      use_running_average: normalise by the running statistics, in place of the batch's.
-      axis_name: mesh axes over which the batch's statistics are taken.
+      use_running_average: whether to normalise by the running statistics instead of the
+        batch's.
+      axis_name: mesh axes over which the batch's statistics are taken; None to take them over
+        this device's images only.
+      momentum: weight of the old running statistics in an update.
+      epsilon: ε, which is added to the variance.
     """
 
     use_running_average: bool
@@ -43,36 +47,39 @@ class BatchNorm(nn.Module):
 
 
 def batch_norm(x, scale, bias, axis_name: Sequence[str] | None = None, epsilon: float = 1e-5):
-    """Normalises by the statistics of the batch (Ioffe & Szegedy 2015, arXiv 1502.03167).
+    """Normalise by the statistics of the batch (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
     Args:
-      x: [..., channels]; scale, bias: [channels].
-      axis_name: mesh axes that split the batch, or None.
+      x: [..., channels].
+      scale: [channels].
+      bias: [channels].
+      axis_name: mesh axes over which the batch is split, or None.
+      epsilon: ε below.
 
     Returns:
-      scale · (x − μ) / √(σ² + ε) + bias, and the statistics μ and σ² [channels], which no
-      gradient flows through.
+      scale · (x − μ) / √(σ² + ε) + bias, of the shape of x, and the statistics μ and σ²
+      [channels], through which no gradient flows.
     """
     total = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
 
-    def over_mesh(sums):
+    def sum_over_mesh(sums):
         return lax.psum(sums, axis_name) if axis_name else sums
 
     def forward(x, scale, bias):
         pixels = x.astype(jnp.float32)
-        sums = over_mesh((sum_of_pixels(pixels), sum_of_pixels(pixels**2)))
-        mean, square = (one / total for one in sums)
-        var = jnp.maximum(square - mean**2, 0)  # rounding can make it negative
+        local_sums = sum_of_pixels(pixels), sum_of_pixels(pixels**2)
+        mean, mean_square = (pixel_sum / total for pixel_sum in sum_over_mesh(local_sums))
+        var = jnp.maximum(mean_square - mean**2, 0)  # rounding can make it negative
         factor = lax.rsqrt(var + epsilon)
         out = (pixels - mean) * (scale * factor) + bias
         return (out.astype(x.dtype), mean, var), (x, mean, factor, scale)
 
-    def backward(kept, d_outs):
-        x, mean, factor, scale = kept
+    def backward(residuals, d_outs):
+        x, mean, factor, scale = residuals
         centred, d_out = x.astype(jnp.float32) - mean, d_outs[0].astype(jnp.float32)
         d_bias, d_factor = sum_of_pixels(d_out), sum_of_pixels(d_out * centred)
-        all_bias, all_factor = over_mesh((d_bias, d_factor))
-        d_x = d_out - (all_bias + centred * (factor**2 * all_factor)) / total
+        total_d_bias, total_d_factor = sum_over_mesh((d_bias, d_factor))
+        d_x = d_out - (total_d_bias + centred * (factor**2 * total_d_factor)) / total
         return (scale * factor * d_x).astype(x.dtype), factor * d_factor, d_bias
 
     normalise = jax.custom_vjp(lambda *args: forward(*args)[0])
@@ -81,8 +88,17 @@ def batch_norm(x, scale, bias, axis_name: Sequence[str] | None = None, epsilon: 
 
 
 def sum_of_pixels(x):
-    """[..., channels] → [channels]. On a CPU half upon half: XLA's own sum over leading axes
-    does one channel at a time there, and is several times slower."""
+    """Sum over all axes but the last.
+
+    On a CPU, this adds one half of the rows to the other until few are left, because XLA's
+    reduction of leading axes takes one channel at a time and is several times slower.
+
+    Args:
+      x: [..., channels].
+
+    Returns:
+      [channels].
+    """
     x = x.reshape(-1, x.shape[-1])
     while jax.default_backend() == "cpu" and x.shape[0] > 512 and x.shape[0] % 2 == 0:
         x = x[: len(x) // 2] + x[len(x) // 2 :]

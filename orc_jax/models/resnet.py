@@ -1,8 +1,8 @@
-"""Residual networks (He et al. 2016), for small images and for ImageNet.
+"""Residual networks (He et al. 2016, arXiv 1512.03385), for small images and for ImageNet.
 
-Small images: three stages behind a 3×3 stem, as in the usual knowledge-distillation
-benchmark (`resnet20`) and in OKDDip (bottlenecks), or four (`ResNet18`). ImageNet: four
-stages behind a 7×7 stem and a pooling layer, as in torchvision (`resnet18`).
+Networks for small images have a 3×3 stem and three stages, as in the usual knowledge-distillation
+benchmark (`resnet20`) and in OKDDip (with bottlenecks), or four stages (`ResNet18`). Networks for
+ImageNet have a 7×7 stem with pooling and four stages, as in torchvision (`resnet18`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ TORCH_NAMES = [
     (r"\bshortcut_bn\b", "downsample.1"),
     (r"\bshortcut\b", "downsample.0"),
 ]
-# The four-stage networks for small images have two names of their own.
+# The benchmark's four-stage networks name two layers differently.
 TORCH_NAMES_SMALL = [
     *TORCH_NAMES,
     (r"\bdownsample\b", "shortcut"),
@@ -27,7 +27,7 @@ TORCH_NAMES_SMALL = [
 
 
 class ResidualBlock(Block):
-    """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
+    """Two 3×3 convolutions and a shortcut, which is projected where the shape changes."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -40,10 +40,10 @@ class ResidualBlock(Block):
 
 
 class Bottleneck(Block):
-    """1×1, 3×3 and 1×1 convolutions and a shortcut, projected where the shape changes.
+    """1×1, 3×3 and 1×1 convolutions and a shortcut, which is projected where the shape changes.
 
     Attributes:
-      inner: channels of the 3×3 convolution, as a factor of those of the output.
+      inner: channels of the 3×3 convolution, as a multiple of the output channels.
     """
 
     inner: float = 1 / 4
@@ -60,7 +60,14 @@ class Bottleneck(Block):
 
 
 class Stem(nn.Module):
-    """A convolution with norm and activation."""
+    """A convolution with norm and activation.
+
+    Attributes:
+      features: output channels.
+      norm: constructor of a batch norm layer.
+      stride: stride of the convolution.
+      kernel: height and width of the kernel.
+    """
 
     features: int
     norm: Callable
@@ -74,7 +81,12 @@ class Stem(nn.Module):
 
 
 class ImageNetStem(nn.Module):
-    """A 7×7 convolution and a pooling layer: a quarter of the resolution."""
+    """A 7×7 convolution and a pooling layer, which reduce the resolution to a quarter.
+
+    Attributes:
+      features: output channels.
+      norm: constructor of a batch norm layer.
+    """
 
     features: int
     norm: Callable
@@ -95,17 +107,16 @@ def resnet(
     stem_width: int = 64,
     block: Callable = ResidualBlock,
 ):
-    """A residual network.
+    """Build a residual network.
 
     Args:
-      widths: channels of every stage's output; each stage but the first halves the
-        resolution.
-      blocks: of every stage.
-      num_classes: outputs C.
+      widths: output channels of every stage; each stage but the first halves the resolution.
+      blocks: number of blocks of every stage.
+      num_classes: number of classes C.
       norm: constructor of a batch norm layer.
-      stem: its constructor.
-      stem_width: its channels.
-      block: constructor of a block.
+      stem: constructor of the stem, (features, norm) → stem.
+      stem_width: output channels of the stem.
+      block: constructor of a block, (features, stride, norm) → block.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].

@@ -1,6 +1,7 @@
 """ShuffleNet v1 (Zhang et al. 2018) and v2 (Ma et al. 2018), for small images.
 
-As in the usual knowledge-distillation benchmark: a 1×1 stem of stride 1; v1 with 3 groups.
+arXiv 1707.01083 and 1807.11164. As in the usual knowledge-distillation benchmark, the stem is a
+1×1 convolution of stride 1, and v1 has 3 groups.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from orc_jax.models.layers import Head, avg_pool, conv, dense, global_average_po
 from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 from orc_jax.models.resnet import Stem
 
-GROUPS = 3  # of v1
-STEM = 24  # channels
+GROUPS = 3  # of the convolutions of v1
+STEM = 24  # output channels of the stem
 TORCH_NAMES = [
     (r"^(stem|head)\.", ""),
     (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
@@ -22,32 +23,45 @@ TORCH_NAMES = [
 
 
 def shuffle(x, groups: int):
-    """Channels (group, place) → (place, group), so that groups mix in the next layer."""
+    """Transpose the channels from (group, index) to (index, group) to mix the groups.
+
+    Args:
+      x: [..., channels].
+      groups: number of groups.
+    """
     *shape, channels = x.shape
     x = x.reshape(*shape, groups, channels // groups)
     return x.swapaxes(-1, -2).reshape(*shape, channels)
 
 
 class ShuffleBlockV1(Block):
-    """Grouped 1×1, depthwise 3×3, grouped 1×1; added to the input, or put beside it pooled."""
+    """Grouped 1×1, depthwise 3×3 and grouped 1×1 convolutions, and a shortcut.
+
+    With stride 1 the input is added to the output; with stride 2 it is pooled and appended to
+    the output's channels.
+    """
 
     @nn.compact
     def __call__(self, x, train):
-        norm, beside = self.norms(train), self.stride == 2
-        features = self.features - x.shape[-1] if beside else self.features
+        norm, concatenate = self.norms(train), self.stride == 2
+        features = self.features - x.shape[-1] if concatenate else self.features
         inner = features // 4
         groups = 1 if x.shape[-1] == STEM else GROUPS
         y = nn.relu(norm(name="bn1")(conv(inner, 1, 1, "conv1", groups=groups)(x)))
         y = shuffle(y, groups)
         y = nn.relu(norm(name="bn2")(conv(inner, 3, self.stride, "conv2", groups=inner)(y)))
         y = norm(name="bn3")(conv(features, 1, 1, "conv3", groups=GROUPS)(y))
-        if beside:
+        if concatenate:
             return nn.relu(jnp.concatenate([y, avg_pool(x, 3)], axis=-1))
         return nn.relu(x + y)
 
 
 class ShuffleBlockV2(Block):
-    """Half of the channels through 1×1, depthwise 3×3 and 1×1; both halves where it strides."""
+    """1×1, depthwise 3×3 and 1×1 convolutions of one half of the channels.
+
+    With stride 1 the other half remains as it is. With stride 2 each of two paths sees all
+    channels and computes one half of the output.
+    """
 
     @nn.compact
     def __call__(self, x, train):
@@ -70,7 +84,12 @@ class ShuffleBlockV2(Block):
 
 
 class HeadV2(nn.Module):
-    """A classifier with a 1×1 convolution before it."""
+    """A 1×1 convolution, and a classifier of its mean over height and width.
+
+    Attributes:
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+    """
 
     num_classes: int
     norm: Callable
@@ -84,12 +103,28 @@ class HeadV2(nn.Module):
 
 
 def shufflenet_v1(num_classes: int, norm: Callable):
-    """ShuffleNet v1: the network, [B, H, W, channels] → [B, C]."""
+    """Build ShuffleNet v1.
+
+    Args:
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
     return _build(ShuffleBlockV1, (240, 480, 960), Head(num_classes), norm)
 
 
 def shufflenet_v2(num_classes: int, norm: Callable):
-    """ShuffleNet v2: the network, [B, H, W, channels] → [B, C]."""
+    """Build ShuffleNet v2.
+
+    Args:
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
     return _build(ShuffleBlockV2, (116, 232, 464), HeadV2(num_classes, norm), norm)
 
 

@@ -1,7 +1,8 @@
-"""VGG with batch norm (Simonyan & Zisserman 2015), for small images.
+"""VGG with batch norm (Simonyan & Zisserman 2015, arXiv 1409.1556), for small images.
 
-`vgg`: the form of the usual knowledge-distillation benchmark. `vgg_okddip`: OKDDip's, which
-pools once more and has three dense layers (its branches have dropout between them, ours not).
+`vgg` is the variant of the usual knowledge-distillation benchmark. `vgg_okddip` is OKDDip's, which
+pools once more and has three dense layers. OKDDip's branches have dropout between these layers,
+which is omitted here.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 def _numbered(match):
-    """Convolution, norm and activation go by number in PyTorch: 0, 1, (2), 3, 4, …"""
+    """Return the index by which PyTorch names a layer: (convolution, norm, activation)* from 0."""
     return f"{3 * int(match[1]) + (match[2] == 'bn')}"
 
 
@@ -35,10 +36,10 @@ TORCH_NAMES_OKDDIP = [
 
 
 class ConvBlock(Block):
-    """A 3×3 convolution with norm and activation; stride 2 pools after it.
+    """A 3×3 convolution with norm and activation, and with stride 2 a pooling layer.
 
     Attributes:
-      smallest: resolution that is not pooled.
+      smallest: height or width in pixels up to which images are not pooled any more.
     """
 
     smallest: int = 1
@@ -53,7 +54,11 @@ class ConvBlock(Block):
 
 
 class HeadOkddip(nn.Module):
-    """Three dense layers; its features are what the first of them sees, as in OKDDip."""
+    """Three dense layers; as in OKDDip, the features are the input of the first.
+
+    Attributes:
+      num_classes: number of classes C.
+    """
 
     num_classes: int
 
@@ -66,11 +71,11 @@ class HeadOkddip(nn.Module):
 
 
 def vgg(convolutions: Sequence[int], num_classes: int, norm: Callable):
-    """The benchmark's VGG, which ends at 4×4 for images of 32×32 and of 64×64.
+    """Build the benchmark's VGG, whose last activations are 4×4 for images of 32×32 and 64×64.
 
     Args:
-      convolutions: how many there are before each pooling.
-      num_classes: outputs C.
+      convolutions: number of convolutions of each of the five resolutions.
+      num_classes: number of classes C.
       norm: constructor of a batch norm layer.
 
     Returns:
@@ -81,7 +86,16 @@ def vgg(convolutions: Sequence[int], num_classes: int, norm: Callable):
 
 
 def vgg_okddip(convolutions: Sequence[int], num_classes: int, norm: Callable):
-    """OKDDip's VGG; images of 32×32 at least. See `vgg`."""
+    """Build OKDDip's VGG, for images of at least 32×32.
+
+    Args:
+      convolutions: number of convolutions of each of the five resolutions.
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+
+    Returns:
+      The network, [B, H, W, channels] → [B, C].
+    """
     return _build(ConvBlock, convolutions, (2,) * 5, HeadOkddip(num_classes), norm)
 
 

@@ -1,6 +1,6 @@
-"""Wide residual networks, WRN-depth-width (Zagoruyko & Komodakis 2016).
+"""Wide residual networks, WRN-depth-width (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
 
-Pre-activation blocks; the final norm and activation belong to the head.
+The blocks are pre-activation blocks, so that the final norm and activation belong to the head.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,10 @@ TORCH_NAMES = [
 
 
 class PreActivationBlock(Block):
-    """Norm, activation and convolution, twice; the projection sees the activated input."""
+    """Norm, activation and 3×3 convolution, twice, and a shortcut.
+
+    Where the number of channels changes, the shortcut is a projection of the activated input.
+    """
 
     @nn.compact
     def __call__(self, x, train):
@@ -32,12 +35,21 @@ class PreActivationBlock(Block):
 
 
 class Stem(nn.Module):
+    """A 3×3 convolution to 16 channels; the first block's norm and activation follow it."""
+
     @nn.compact
     def __call__(self, x, train):
         return conv(16, 3, name="conv1")(x)
 
 
 class Head(nn.Module):
+    """Norm, activation, and a classifier of the mean over height and width.
+
+    Attributes:
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
+    """
+
     num_classes: int
     norm: Callable
 
@@ -49,7 +61,13 @@ class Head(nn.Module):
 
 
 def wide_resnet(depth: int, width: int, num_classes: int, norm: Callable):
-    """WRN-depth-width: depth 6n + 4, n blocks a stage, 16·width channels and up.
+    """Build WRN-depth-width.
+
+    Args:
+      depth: 6n + 4 for n blocks per stage.
+      width: factor of the stages' 16, 32 and 64 channels.
+      num_classes: number of classes C.
+      norm: constructor of a batch norm layer.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].
