@@ -13,6 +13,7 @@ setup(
     entry_points={"console_scripts": ["orc-jax = orc_jax.__main__:main"]},
     install_requires=[
         "absl-py",
+        "filelock>=4",
         "flax>=0.12",
         "grain>=0.2.15",
         "jax>=0.10",

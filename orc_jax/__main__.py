@@ -13,18 +13,18 @@ def main() -> None:
     """Run the command that the first argument names, or list the commands."""
     if len(sys.argv) < 2 or sys.argv[1] in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
-        print("usage: orc-jax COMMAND [--FLAG=VALUE …]  (or: python -m orc_jax COMMAND …)\n")
+        print("usage: python -m orc_jax COMMAND [--FLAG=VALUE …]  (or: orc-jax COMMAND …)\n")
         for name, summary in COMMANDS.items():
             print(f"  {name:{width}}  {summary}")
-        print("\norc-jax COMMAND --help lists the flags of a command.")
+        print("\npython -m orc_jax COMMAND --help lists the flags of a command.")
         return
     name = sys.argv.pop(1)
     if name not in COMMANDS:
         fail(unknown("command", name, COMMANDS))
-    # The installed script, unlike `python -m`, does not look for modules where it is called: a
-    # method or network of the user's own may be there.
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    # Unlike `python -m`, the installed script does not search the current directory for modules,
+    # and a method or network of the user's own may be there.
+    if (directory := os.getcwd()) not in sys.path:
+        sys.path.insert(0, directory)
     import_module(f"orc_jax.commands.{name.replace('-', '_')}").main()
 
 

@@ -1,6 +1,7 @@
-"""`python -m orc_jax.evaluate` is `python -m orc_jax evaluate`."""
+"""`python -m orc_jax.evaluate` is short for `python -m orc_jax evaluate`."""
 
 import sys
+from typing import Any
 
 import orc_jax
 from orc_jax.commands.evaluate import main
@@ -8,6 +9,7 @@ from orc_jax.commands.evaluate import main
 if __name__ == "__main__":
     main()
 else:
-    # Importing this file must not hide the function of the same name: Python binds what it finds
-    # here to `orc_jax.evaluate`.
-    sys.modules[__name__] = orc_jax.evaluate
+    # An import of this file binds `orc_jax.evaluate` to the entry in `sys.modules`, which may be
+    # any object: make it the function of that name, so that the import does not hide it.
+    modules: dict[str, Any] = sys.modules
+    modules[__name__] = orc_jax.evaluate

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.export` is `python -m orc_jax export`."""
+"""`python -m orc_jax.export` is short for `python -m orc_jax export`."""
 
 from orc_jax.commands.export import main
 

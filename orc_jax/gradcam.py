@@ -1,4 +1,4 @@
-"""`python -m orc_jax.gradcam` is `python -m orc_jax gradcam`."""
+"""`python -m orc_jax.gradcam` is short for `python -m orc_jax gradcam`."""
 
 from orc_jax.commands.gradcam import main
 from orc_jax.insight.gradcam import heat_maps

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.import_torch` is `python -m orc_jax import-torch`."""
+"""`python -m orc_jax.import_torch` is short for `python -m orc_jax import-torch`."""
 
 from orc_jax.commands.import_torch import main
 

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.main --config=FILE[:PRESET]` trains: it is `python -m orc_jax train`."""
+"""`python -m orc_jax.main` is short for `python -m orc_jax train`."""
 
 from orc_jax.commands.train import main
 

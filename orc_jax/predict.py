@@ -1,4 +1,4 @@
-"""`python -m orc_jax.predict` is `python -m orc_jax predict`."""
+"""`python -m orc_jax.predict` is short for `python -m orc_jax predict`."""
 
 from orc_jax.commands.predict import main
 

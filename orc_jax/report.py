@@ -1,4 +1,4 @@
-"""`python -m orc_jax.report` is `python -m orc_jax report`."""
+"""`python -m orc_jax.report` is short for `python -m orc_jax report`."""
 
 from orc_jax.commands.report import main
 

@@ -1,9 +1,10 @@
-"""What the commands share: flags in, one clear line out for a user's mistake."""
+"""What the commands share: flags, the help page, and one line for a user's mistake."""
 
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NoReturn
 
@@ -14,25 +15,28 @@ from orc_jax.errors import UserError
 from orc_jax.runtime.caches import keep_programs
 from orc_jax.runtime.processes import leave
 
+HELP_WIDTH = 100  # columns
 
-def run(command: Callable[..., object], *arguments: str) -> None:
-    """Parses the flags, runs the command, and exits.
+
+def run(command: Callable[..., object], *arguments: str, example: str = "") -> None:
+    """Parse the flags, run the command, and exit; with `--help`, only print how it is called.
 
     A mistake in the flags or a `UserError` ends with one line on standard error and exit
-    status 1; anything else is a fault of ours and keeps its traceback.
+    status 1. Any other exception is a bug and keeps its traceback.
 
     Args:
-      command: called with the arguments that are not flags.
-      arguments: what those are, e.g. "FILE"; each must be given once, or the last one, "FILE…",
-        once or more.
+      command: called with the positional arguments.
+      arguments: their names, e.g. "FILE". Each must be given once; the last one may end with "…",
+        as in "FILE…", and is then given once or more.
+      example: arguments of a typical call, for the help page.
     """
 
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
-        show_help(command, arguments)
+        print(help_page(sys.modules[command.__module__], arguments, example))
         return
 
     def main(argv):
-        # JAX reports every backend that is not there, Orbax what it will not do on disk.
+        # JAX warns of every backend that is missing, Orbax of what it leaves undone on disk.
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().setLevel("ERROR")
         keep_programs()
@@ -50,41 +54,90 @@ def run(command: Callable[..., object], *arguments: str) -> None:
     app.run(main, flags_parser=partial(_parse, arguments))
 
 
-def show_help(command: Callable[..., object], arguments: tuple[str, ...]) -> None:
-    """Print how a command is called: what its file says, and every flag with its default."""
-    module = sys.modules[command.__module__]
-    print((module.__doc__ or "").strip() + "\n")
-    if arguments:
-        print("arguments: " + " ".join(arguments))
-    for flag in flags.FLAGS.get_flags_for_module(module.__name__):
-        default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
-        print(f"  --{flag.name}: {' '.join((flag.help or '').split())}{default}")
+def help_page(module, arguments: Iterable[str], example: str) -> str:
+    """Describe how a command is called: usage, summary, flags with their defaults, an example.
+
+    Args:
+      module: the command's module. The summary is its docstring, the flags are those that it
+        defines.
+      arguments, example: see `run`.
+    """
+    program = f"python -m {_program(module.__name__)}"
+    own_flags = flags.FLAGS.get_flags_for_module(module.__name__)
+    required = [flag for flag in own_flags if _is_required(flag)]
+    call = [program, *arguments, *(f"--{flag.name}=…" for flag in required)]
+    if len(required) < len(own_flags):
+        call.append("[--FLAG=VALUE …]")
+    lines = [f"usage: {' '.join(call)}", "", (module.__doc__ or "").strip()]
+    if own_flags:
+        lines += ["", "flags:"]
+    width = max((len(_spelling(flag)) for flag in own_flags), default=0)
+    for flag in own_flags:
+        text = " ".join((flag.help or "").split())
+        if flag in required:
+            text += " (required)"
+        elif flag.default not in (None, "", []):
+            text += f" (default: {flag.default})"
+        lines.append(
+            textwrap.fill(
+                text,
+                HELP_WIDTH,
+                initial_indent=f"  {_spelling(flag):{width}}  ",
+                subsequent_indent=" " * (width + 4),
+            )
+        )
+    if example:
+        lines += ["", "example:", f"  {program} {example}"]
+    return "\n".join(lines)
+
+
+def _program(module_name):
+    """Return what stands after `python -m` to call the command of a module."""
+    if module_name == "__main__":
+        return sys.modules["__main__"].__spec__.name
+    *_, name = module_name.split(".")
+    return f"orc_jax {name.replace('_', '-')}"
+
+
+def _spelling(flag):
+    return f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+
+
+def _is_required(flag):
+    """Whether a flag's validators refuse its default."""
+    try:
+        for validator in flag.validators:
+            validator.verify(flags.FLAGS)
+    except flags.ValidationError:
+        return True
+    return False
 
 
 def _parse(arguments, argv):
+    """Return the program's name and the positional arguments, or exit with one line."""
     try:
-        rest = flags.FLAGS(argv)
+        positional = flags.FLAGS(argv)
         several = bool(arguments) and arguments[-1].endswith("…")
-        if (unexpected := rest[1 + len(arguments) :]) and not several:
+        if (unexpected := positional[1 + len(arguments) :]) and not several:
             raise UserError(
                 f"unexpected argument {unexpected[0]!r}: every setting is written --name=value"
             )
-        if missing := arguments[len(rest) - 1 :]:
+        if missing := arguments[len(positional) - 1 :]:
             raise UserError(f"{missing[0].removesuffix('…')} is required")
-        return rest
+        return positional
     except (UserError, flags.Error) as error:
-        missing = re.match(r"flag --(\w+)=None: ", str(error))
-        fail(f"--{missing[1]}=… is required" if missing else error)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        # ml_collections raises these for overrides; say which key it is about.
+        missing_flag = re.match(r"flag --(\w+)=None: ", str(error))
+        fail(f"--{missing_flag[1]}=… is required" if missing_flag else error)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        # ml_collections raises these for overrides, often without the name of the key.
         try:
             checks.check_overrides(argv)
-        except UserError as better:
-            error = better
+        except UserError as named:
+            fail(named)
         fail(error)
 
 
-def fail(error) -> NoReturn:
+def fail(error: Exception | str) -> NoReturn:
     """Print one line on standard error and end with exit status 1."""
     print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     leave(1)

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.evaluate --workdir=DIR`: evaluates a run's checkpoint."""
+"""Evaluate a checkpoint of a run on the test images."""
 
 from absl import flags
 
@@ -7,10 +7,13 @@ from orc_jax.evaluation import evaluate
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     workdir = flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
     checkpoint = flags.DEFINE_string(
-        "checkpoint", "last", "last, best, or the step of a checkpoint."
+        "checkpoint", "last", "Checkpoint to use: last, best, or its step."
     )
-    data_dir = flags.DEFINE_string("data_dir", "", "Where the data is, if it was moved.")
-    command_line.run(lambda: evaluate(workdir.value, checkpoint.value, data_dir=data_dir.value))
+    data_dir = flags.DEFINE_string("data_dir", "", "Directory of the data, if it was moved.")
+    command_line.run(
+        lambda: evaluate(workdir.value, checkpoint.value, data_dir=data_dir.value),
+        example="--workdir=runs/digits-orc --checkpoint=best",
+    )

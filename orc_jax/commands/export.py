@@ -1,4 +1,4 @@
-"""`python -m orc_jax export --workdir=RUN --out=DIR`: writes a trained network to files."""
+"""Write a trained network as StableHLO, safetensors and ONNX."""
 
 from pathlib import Path
 
@@ -10,12 +10,14 @@ from orc_jax.trained.export import export
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     workdir = flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
-    out = flags.DEFINE_string("out", None, "Directory to be made.", required=True)
-    peer = flags.DEFINE_string("peer", "best", "best, ensemble, or a peer's position.")
+    out = flags.DEFINE_string(
+        "out", None, "Directory to write; an older export there is replaced.", required=True
+    )
+    peer = flags.DEFINE_string("peer", "best", "Network to export: best, ensemble, or a peer's position.")
     checkpoint = flags.DEFINE_string(
-        "checkpoint", "last", "last, best, or the step of a checkpoint."
+        "checkpoint", "last", "Checkpoint to use: last, best, or its step."
     )
 
     def command():
@@ -31,4 +33,4 @@ def main() -> None:
             say(f"  {name}: {size:.2f} MiB, logits within {result:.1e} of the network's")
         say(f"→ {out.value}, described in its README.md")
 
-    command_line.run(command)
+    command_line.run(command, example="--workdir=runs/digits-orc --out=exports/digits")

@@ -1,4 +1,4 @@
-"""`python -m orc_jax gradcam --workdir=RUN --images=…`: draws where in an image each peer looks."""
+"""Draw where in an image each network looks (Grad-CAM)."""
 
 from pathlib import Path
 
@@ -12,25 +12,28 @@ from orc_jax.insight.inspect import of_network, of_run, of_state, pictures
 
 
 def main() -> None:
-    """The command line."""
-    workdir = flags.DEFINE_string("workdir", "", "Work directory of a run: all of its peers.")
-    network = flags.DEFINE_string("network", "", "Or the directory of a saved network.")
+    """Run the command."""
+    workdir = flags.DEFINE_string("workdir", "", "Work directory of a run, for all of its peers.")
+    network = flags.DEFINE_string("network", "", "Directory of a saved network, in place of --workdir.")
     images = flags.DEFINE_list(
         "images",
         None,
-        "Files, folders, and test:3 or test:0-7 of a run's test images.",
+        "Image files, folders, and test images of the run as test:3 or test:0-7.",
         required=True,
     )
     classes = flags.DEFINE_list(
-        "classes", [], 'Whose evidence: one class or one an image; "true"; default: as predicted.'
+        "classes",
+        [],
+        "Classes whose evidence is shown: one for all images or one for each, or true for the "
+        "labels (default: those predicted).",
     )
     out = flags.DEFINE_string(
-        "out", "", "Where the PNGs go (default: gradcam, in the work directory or here)."
+        "out", "", "Directory of the PNGs (default: gradcam, in the work directory or here)."
     )
     checkpoint = flags.DEFINE_string(
-        "checkpoint", "last", "last, best, or the step of a checkpoint of the run."
+        "checkpoint", "last", "Checkpoint of the run: last, best, or its step."
     )
-    data_dir = flags.DEFINE_string("data_dir", "", "Where the run's data is, if it was moved.")
+    data_dir = flags.DEFINE_string("data_dir", "", "Directory of the run's data, if it was moved.")
 
     def command():
         if bool(workdir.value) == bool(network.value):
@@ -46,9 +49,9 @@ def main() -> None:
         else:
             subject = of_network(network.value)
         shown = pictures(images.value, subject)
-        # Never into the network, which a run saves anew when it is called again.
-        where = Path(out.value or Path(workdir.value) / "gradcam")
-        written = draw(subject, shown, classes_of(classes.value, subject, shown), where)
-        print(f"{len(written)} figures in {where}")
+        # Not in the saved network's directory, which is replaced when its run is called again.
+        directory = Path(out.value or Path(workdir.value) / "gradcam")
+        written = draw(subject, shown, classes_of(classes.value, subject, shown), directory)
+        print(f"{len(written)} figures in {directory}")
 
-    command_line.run(command)
+    command_line.run(command, example="--workdir=runs/digits-switokd --images=test:0-7")

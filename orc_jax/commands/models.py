@@ -1,4 +1,4 @@
-"""`python -m orc_jax models [--latency]`: lists the networks with what they cost."""
+"""List the networks, with their parameters and multiply-adds."""
 
 import jax
 from absl import flags
@@ -11,8 +11,8 @@ from orc_jax.models.costs import CLASSES, cost, latency
 
 
 def main() -> None:
-    """The command line."""
-    measure = flags.DEFINE_bool("latency", False, "Also measure the time for one image.")
+    """Run the command."""
+    measure = flags.DEFINE_bool("latency", False, "Whether to measure the time for one image too.")
 
     def command():
         table = Table(title="Networks, by name")
@@ -30,4 +30,4 @@ def main() -> None:
         if measure.value:
             print(f"ms: one image at a time, median of 30, {jax.devices()[0].device_kind}")
 
-    command_line.run(command)
+    command_line.run(command, example="--latency")

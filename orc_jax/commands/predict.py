@@ -1,8 +1,9 @@
-"""`python -m orc_jax predict DIR image.jpg folder/ …`: names the likeliest classes of images."""
+"""Print the most probable classes of image files."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -13,47 +14,47 @@ from rich.table import Table
 from orc_jax.commands import command_line
 from orc_jax.errors import UserError
 from orc_jax.trained.model import load
-from orc_jax.trained.predicting import images_of, predict
+from orc_jax.trained.predicting import Prediction, images_of, predict
 
 FORMATS = ("table", "csv", "json")
 
 
-def as_csv(found) -> str:
-    """A line an image: file, class_1, probability_1, class_2, …"""
-    best = max(len(classes) for _, classes in found)
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    """Write a line for each image: file, class_1, probability_1, class_2, …"""
+    best = max(len(classes) for _, classes in predictions)
     names = [f"{name}_{i + 1}" for i in range(best) for name in ("class", "probability")]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", *names])
-    for path, classes in found:
+    for path, classes in predictions:
         rows.writerow([path, *(value for name, p in classes for value in (name, f"{p:.6f}"))])
     return text.getvalue()
 
 
-def as_json(found) -> str:
-    """A list of {"file", "classes": [{"class", "probability"}, …]}."""
+def as_json(predictions: Sequence[Prediction]) -> str:
+    """Write a list of {"file", "classes": [{"class", "probability"}, …]}."""
     images = [
         {"file": path, "classes": [{"class": name, "probability": p} for name, p in classes]}
-        for path, classes in found
+        for path, classes in predictions
     ]
     return json.dumps(images, indent=2) + "\n"
 
 
-def show(found) -> None:
-    """Prints a table."""
-    table = Table("file", *(f"{i + 1}." for i in range(len(found[0][1]))))
-    for path, classes in found:
+def show(predictions: Sequence[Prediction]) -> None:
+    """Print a table with a row for each image."""
+    table = Table("file", *(f"{i + 1}." for i in range(len(predictions[0][1]))))
+    for path, classes in predictions:
         cells = [path, *(f"{name} {100 * p:.2f} %" for name, p in classes)]
         table.add_row(*map(escape, cells))
     console = Console()
     if not console.is_terminal:
-        console.width = 200  # a pipe has no width, and the table must not be cut there
+        console.width = 200  # a pipe has no width, and rich would cut the table
     console.print(table)
 
 
 def main() -> None:
-    """The command line."""
-    form = flags.DEFINE_enum("format", "table", FORMATS, "How classes are written.")
+    """Run the command."""
+    form = flags.DEFINE_enum("format", "table", FORMATS, "Form of the output.")
     out = flags.DEFINE_string("out", "", "File for csv or json, in place of standard output.")
     batch_size = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
 
@@ -61,20 +62,20 @@ def main() -> None:
         if out.value and form.value == "table":
             raise UserError("--out needs --format=csv or --format=json")
         paths = images_of(arguments)
-        found = list(predict(load(directory), paths, batch_size.value))
-        if not found:
+        predictions = list(predict(load(directory), paths, batch_size.value))
+        if not predictions:
             raise UserError(f"none of the {len(paths)} images can be decoded")
         if form.value == "table":
-            show(found)
+            show(predictions)
             return
-        text = {"csv": as_csv, "json": as_json}[form.value](found)
+        text = {"csv": as_csv, "json": as_json}[form.value](predictions)
         if not out.value:
             print(text, end="")
             return
         try:
-            # Names of files need not be text.
+            # The names of files need not be valid text.
             Path(out.value).write_text(text, encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise UserError(f"{out.value} cannot be written: {error.strerror}") from error
 
-    command_line.run(command, "DIR", "IMAGE…")
+    command_line.run(command, "DIR", "IMAGE…", example="exports/digits image.jpg folder/")

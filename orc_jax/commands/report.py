@@ -1,4 +1,4 @@
-"""`python -m orc_jax report RUN [RUN …] --out=report.html`: writes one page about runs."""
+"""Write one HTML page about one run or several."""
 
 from absl import flags
 
@@ -7,15 +7,17 @@ from orc_jax.insight.report.writing import report
 
 
 def main() -> None:
-    """The command line."""
-    out = flags.DEFINE_string("out", "report.html", "The file to be written.")
+    """Run the command."""
+    out = flags.DEFINE_string("out", "report.html", "File to write.")
     checkpoint = flags.DEFINE_string(
-        "checkpoint", "last", "last, best, or the step of a checkpoint."
+        "checkpoint", "last", "Checkpoint to use: last, best, or its step."
     )
-    data_dir = flags.DEFINE_string("data_dir", "", "Where the data is, if it was moved.")
+    data_dir = flags.DEFINE_string("data_dir", "", "Directory of the data, if it was moved.")
 
     def command(*workdirs):
         report(workdirs, out.value, checkpoint.value, data_dir.value)
         print(f"{', '.join(workdirs)} → {out.value}")
 
-    command_line.run(command, "RUN…")
+    command_line.run(
+        command, "RUN…", example="runs/digits-orc runs/digits-switokd --out=report.html"
+    )

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.main --config=configs/digits.py`: trains what a config describes."""
+"""Train the group that a config describes, or resume its run."""
 
 import sys
 from pathlib import Path
@@ -14,23 +14,26 @@ from orc_jax.training import train
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     config = config_flags.DEFINE_config_file(
-        "config", None, "Config file, with a preset after a colon: configs/cifar100.py:orc."
+        "config",
+        None,
+        "Config file, with a preset after a colon: configs/cifar100.py:orc. "
+        "--config.KEY=VALUE changes a setting.",
     )
     workdir = flags.DEFINE_string(
-        "workdir", None, "Where the run's files go; default runs/CONFIG-PRESET."
+        "workdir", None, "Work directory of the run (default: runs/CONFIG-PRESET)."
     )
-    together = flags.DEFINE_bool(
+    distributed = flags.DEFINE_bool(
         "distributed",
         None,
-        "Whether to join other processes; default: under SLURM and Open MPI, or if "
-        "JAX_COORDINATOR_ADDRESS is set.",
+        "Whether to join other processes (default: under SLURM and Open MPI, or if "
+        "JAX_COORDINATOR_ADDRESS is set).",
     )
     flags.mark_flag_as_required("config")
 
     def command():
-        processes.join(together.value)
+        processes.join(distributed.value)
         path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         try:
             method = config.value.method.name
@@ -42,4 +45,6 @@ def main() -> None:
         if not result.finished and jax.process_count() > 1:
             sys.exit(processes.STOPPED)
 
-    command_line.run(command)
+    command_line.run(
+        command, example="--config=configs/digits.py:dml --config.epochs=5 --workdir=runs/dml"
+    )

@@ -1,1 +1,1 @@
-"""Looking at trained networks: figures, Grad-CAM, the report."""
+"""A closer look at trained networks: figures, Grad-CAM, the report."""

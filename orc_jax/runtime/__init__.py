@@ -1,1 +1,1 @@
-"""A run's surroundings: files, processes, signals, terminal."""
+"""What surrounds a run: files, processes, signals, the terminal."""

@@ -1,4 +1,4 @@
-"""The user's cache folder, where decoded images and compiled programs are kept."""
+"""The user's cache directory, which holds decoded images and compiled programs."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ import jax
 
 
 def directory() -> Path:
-    """The user's cache folder."""
+    """Return the cache directory, below XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orc_jax"
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs for the next start, where JAX_COMPILATION_CACHE_DIR says no other."""
-    if not jax.config.jax_compilation_cache_dir:
+    """Keep compiled programs for the next start, unless JAX already has a directory for them."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(directory() / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

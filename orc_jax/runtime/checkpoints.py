@@ -1,11 +1,11 @@
-"""Checkpoints of a run.
+"""Checkpoints of a run, in `checkpoints/STEP` of its work directory.
 
-A work directory holds `config.json` and `checkpoints/STEP`. Orbax writes them in the
-background and atomically; the last one and the best one are kept.
+Orbax writes them atomically and in the background; the last one and the best one are kept.
 """
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,23 +17,29 @@ from orc_jax import config as configs
 from orc_jax.errors import UserError
 from orc_jax.state import State
 
-# The score that makes a checkpoint the best one, see `metrics.target_top1`.
+# The score by which the best checkpoint is chosen, see `metrics.target_top1`.
 SCORE = "target_top1"
 
 
 class Checkpoints:
-    """The checkpoints of one work directory; a context manager.
+    """The checkpoints of one work directory.
 
-    Reading alone (`read_only`) leaves the directory as it is.
+    A context manager, whose exit waits until all checkpoints are on disk.
     """
 
     def __init__(self, workdir: str | Path, read_only: bool = True):
+        """Open the checkpoints.
+
+        Args:
+          workdir: work directory of the run.
+          read_only: whether to leave the directory as it is, and only restore.
+        """
         self._workdir = workdir
 
         def score(metrics):
             return metrics[SCORE]
 
-        # Of a directory that is only read, Orbax warns that it is only read.
+        # Orbax warns about every directory that is opened with `read_only`.
         logger = logging.getLogger("absl")
         level = logger.level
         logger.setLevel(logging.ERROR)
@@ -56,12 +62,18 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         if kind and issubclass(kind, jax.errors.JaxRuntimeError):
-            return  # a process that is gone would be waited for
+            return  # to wait would be to wait for a process that has died
         self._manager.wait_until_finished()
         self._manager.close()
 
     def save(self, step: int, state: State, score: float | None) -> None:
-        """Begins to write the state of a step; `score` is None where it was not evaluated."""
+        """Start to write the state of a step, unless it has a checkpoint.
+
+        Args:
+          step: steps done.
+          state: what to write.
+          score: top-1 accuracy, see `metrics.target_top1`; None if it was not evaluated.
+        """
         if step not in self._manager.all_steps():
             self._manager.save(
                 step,
@@ -70,10 +82,13 @@ class Checkpoints:
             )
 
     def step(self, which: str = "last") -> int | None:
-        """The step of the "last" or "best" checkpoint or of one named by its number.
+        """Return the step of a checkpoint, or None if there is no checkpoint at all.
+
+        Args:
+          which: "last", "best" or the step itself.
 
         Raises:
-          UserError: there is no such checkpoint (but None for an empty directory).
+          UserError: there are checkpoints, but not this one.
         """
         steps = sorted(self._manager.all_steps())
         if not steps:
@@ -88,7 +103,29 @@ class Checkpoints:
         return int(which)
 
     def restore(self, step: int, like: State) -> State:
-        """The state of a step, with the shapes and placement of `like`."""
+        """Restore the state of a step.
+
+        Args:
+          step: of a checkpoint.
+          like: state with the expected shapes and shardings; its values are not used.
+
+        Raises:
+          UserError: the checkpoint is damaged, or of another config.
+        """
+        return self._restore(step, like)
+
+    def restore_arrays(self, step: int) -> dict:
+        """Restore the state of a step as nested dicts of NumPy arrays, whatever its networks.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        tree = self._manager.item_metadata(step).state
+        if tree is None:
+            raise UserError(f"the checkpoint of step {step} in {self._workdir} is damaged")
+        return self._restore(step, jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree.tree))
+
+    def _restore(self, step, like) -> Any:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         try:
             return self._manager.restore(step, args=args).state
@@ -97,26 +134,23 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self._workdir} cannot be restored: {error}"
             ) from error
 
-    def restore_arrays(self, step: int) -> dict:
-        """The state of a step as nested dicts of numpy arrays, whatever its networks."""
-        tree = self._manager.item_metadata(step).state
-        if tree is None:
-            raise UserError(f"the checkpoint of step {step} in {self._workdir} is damaged")
-        return self.restore(step, jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree.tree))
-
     def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
+        """Wait until all checkpoints are on disk."""
         self._manager.wait_until_finished()
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
-    """Whether a run has written a checkpoint there."""
+    """Return whether a work directory has a checkpoint."""
     directory = Path(workdir) / "checkpoints"
     return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
-    """The config of a work directory; `UserError` if it is none."""
+    """Read the config of a work directory.
+
+    Raises:
+      UserError: the directory is not a work directory, or its config is damaged.
+    """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} is not a work directory: it has no config.json")

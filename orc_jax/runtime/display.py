@@ -1,4 +1,4 @@
-"""What a run shows: a live table in a terminal, plain lines elsewhere."""
+"""The progress of a run: a live table in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,39 +12,58 @@ from rich.table import Table
 
 from orc_jax.runtime.processes import is_main
 
-REFRESH = 0.5  # seconds between looks at the device, in a terminal
+REFRESH = 0.5  # seconds between updates, in a terminal
 REFRESH_PLAIN = 30.0  # seconds between lines within an epoch, elsewhere
 
 
 def console() -> Console:
-    """Where the main process shows what happens; of the others, nothing is seen."""
+    """Return a console that prints in the main process and is silent in the others."""
     return Console(quiet=not is_main())
 
 
 def say(text: str) -> None:
-    """Prints a line, as it is."""
+    """Print a line, without rich's markup."""
     console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows a bar until the context ends; gives a function that advances it by one."""
+    """Show a progress bar within a context.
+
+    Args:
+      description: shown beside the bar.
+      total: number of steps to the end.
+
+    Yields:
+      A function that advances the bar by one step.
+    """
     with Progress(transient=True, console=console()) as bar:
         yield partial(bar.advance, bar.add_task(description, total=total))
 
 
 class Display:
-    """Shows the progress of training; a context manager."""
+    """The progress of training.
+
+    A context manager, within which the live table is on the screen.
+    """
 
     def __init__(self, names: list[str], epochs: int, steps_per_epoch: int, batch_size: int):
+        """Set up the display; nothing is shown yet.
+
+        Args:
+          names: the networks' names in peer order.
+          epochs: of the whole run.
+          steps_per_epoch: steps of each epoch.
+          batch_size: images of each step.
+        """
         self._console = console()
         self._names = names
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
-        self._test = None
+        self._test: dict | None = None
         self._refresh = REFRESH if self._console.is_terminal else REFRESH_PLAIN
-        self._looked = (time.monotonic(), 0)
+        self._updated = (time.monotonic(), 0)  # when, and at which step
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -67,12 +86,12 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line above the live part."""
+        """Print a line above the live table."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def begin(self, step: int) -> None:
-        """Starts the clock at a run's (or a resumed run's) first step."""
-        self._looked = (time.monotonic(), step)
+        """Start the clock at the first step of a run, or of a resumed run."""
+        self._updated = (time.monotonic(), step)
         self._task = self._progress.add_task(
             "train",
             total=self._epochs * self._steps_per_epoch,
@@ -83,19 +102,19 @@ class Display:
         )
 
     def due(self) -> bool:
-        """Whether it is time for `update`."""
-        return time.monotonic() - self._looked[0] >= self._refresh
+        """Return whether it is time for `update`."""
+        return time.monotonic() - self._updated[0] >= self._refresh
 
     def update(self, step: int, train: dict) -> None:
-        """Shows a step within an epoch.
+        """Show a step within an epoch.
 
         Args:
           step: steps done.
           train: `metrics.training` of the epoch so far.
         """
-        now, before = time.monotonic(), self._looked
-        rate = self._batch_size * (step - before[1]) / max(now - before[0], 1e-9)
-        self._looked = (now, step)
+        now, (last_time, last_step) = time.monotonic(), self._updated
+        rate = self._batch_size * (step - last_step) / max(now - last_time, 1e-9)
+        self._updated = (now, step)
         if not self._console.is_terminal:
             self.say(
                 f"epoch {step / self._steps_per_epoch:.1f}/{self._epochs}  step {step}  "
@@ -107,12 +126,12 @@ class Display:
         self._live.update(Group(self._table(train), self._progress), refresh=True)
 
     def epoch(self, record: dict) -> None:
-        """Shows the record of a finished epoch."""
+        """Show the record of a finished epoch."""
         self._test = record.get("test", self._test)
         if self._console.is_terminal:
             self.update(record["step"], record["train"])
             return
-        self._looked = (time.monotonic(), record["step"])
+        self._updated = (time.monotonic(), record["step"])
         test = ""
         if "test" in record:
             top1 = record["test"]["top1"]
@@ -143,7 +162,7 @@ class Display:
 
 
 def _changing_role(train):
-    """What the peers do in some steps only, and the share of the steps in which each does."""
+    """Name what the peers do in some steps only, with the share of steps in which each does it."""
     if "promoted" in train:
         return "promoted", train["promoted"]
     if any(0 < share < 1 for share in train["learned"]):
@@ -156,14 +175,14 @@ def _numbers(values, digits=2):
 
 
 def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
-    """Prints the table at a run's end.
+    """Print the table of peers after training or evaluation.
 
     Args:
-      title: above it.
-      names, roles, num_params: of each peer.
-      promoted: [P] share of the steps in which it was promoted.
+      title: above the table.
+      names, roles, num_params: network, role and number of parameters of each peer.
+      promoted: [P], share of the steps in which each peer was promoted.
       test: `metrics.evaluation`.
-      kept: the peers that the training is for; marked where that is not all.
+      kept: positions of the networks that training is for; marked unless all are.
     """
     table = Table(title=title, title_justify="left")
     for column in ("peer", "network", "role", "parameters", "top-1 %", "top-5 %", "loss"):
@@ -180,14 +199,14 @@ def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
     if len(names) > 1:
         table.add_section()
         table.add_row("", "ensemble", f"diversity {test['diversity']:.4f}", "", *_scores(test))
-    shown_on = console()
-    if not shown_on.is_terminal:
-        shown_on.width = 120  # a pipe has no width, and the table must not be cut there
-    shown_on.print(table)
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = 120  # a pipe has no width, and rich would cut the table
+    screen.print(table)
 
 
 def _scores(test, peer=None):
-    """Top-1, top-5 and loss of a peer, or of the ensemble."""
+    """Format top-1, top-5 and loss of a peer, or of the ensemble."""
     if peer is None:
         top1, top5, loss = (test["ensemble"][name] for name in ("top1", "top5", "loss"))
     else:

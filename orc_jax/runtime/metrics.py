@@ -1,13 +1,14 @@
-"""From the step's sums to what is logged, and the files that it is logged to.
+"""Metrics: from the sums over steps to records, and the files that records are written to.
 
-A record is what one epoch leaves behind: a JSON object, one line of `metrics.jsonl`.
-Accuracies are in percent, losses in nats, lists are in peer order.
+A record holds the metrics of one epoch, as a JSON object on one line of `metrics.jsonl`.
+Accuracies are in percent, losses in nats, and lists are in peer order.
 """
 
 import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +28,16 @@ ROLE_COLUMNS = (
 
 
 def training(sums: dict[str, np.ndarray], promotions: np.ndarray) -> dict:
-    """What the epoch's train steps say.
+    """Compute the training metrics of an epoch.
 
     Args:
       sums: `State.sums`, on the host.
-      promotions: [P] `State.promotions`.
+      promotions: [P], `State.promotions`, on the host.
 
     Returns:
-      Means over the epoch's steps of every metric; "term/NAME" becomes the share of that
-      loss in their total; promotions, where the method has any, also as counts.
+      The mean of every metric over the epoch's steps; "term_share" with the share of each loss
+      term in their sum; for methods that promote peers, also how often each was promoted, in the
+      epoch ("promotions") and since the run began ("promotions_total").
     """
     steps = float(sums["steps"])
     means = {name: value / max(steps, 1.0) for name, value in sums.items() if name != "steps"}
@@ -54,7 +56,11 @@ def training(sums: dict[str, np.ndarray], promotions: np.ndarray) -> dict:
 
 
 def evaluation(sums: dict[str, np.ndarray]) -> dict:
-    """Test top-1, top-5 and loss of every peer and of the ensemble, and the peers' diversity."""
+    """Compute the test metrics: top-1, top-5 and loss of each peer and the ensemble, diversity.
+
+    Args:
+      sums: of the evaluation steps, on the host; the ensemble comes after the P peers.
+    """
     scale = {"top1": 100.0, "top5": 100.0, "loss": 1.0}
     values = {name: scale[name] * sums[name] / sums["images"] for name in scale}
     record = {name: _plain(value[:-1]) for name, value in values.items()}
@@ -64,7 +70,7 @@ def evaluation(sums: dict[str, np.ndarray]) -> dict:
 
 
 def _plain(x):
-    """Python numbers; float32 with the digits that it has."""
+    """Convert to Python numbers, rounded to the seven digits of float32."""
     x = np.asarray(x)
     if x.dtype.kind != "f":
         return x.tolist()
@@ -72,25 +78,33 @@ def _plain(x):
 
 
 def target_top1(test: dict, kept: list[int], num_params: list[int]) -> float:
-    """Top-1 accuracy of the best of the smallest kept networks: what makes a checkpoint "best".
+    """Return the top-1 accuracy that decides which checkpoint is the best.
 
-    In a group of equals that is the best of them all, in a group of several sizes the
-    target student.
+    It is that of the best among the smallest kept networks: in a group of equal networks the best
+    of all, in a group of several sizes the target student.
+
+    Args:
+      test: `evaluation`.
+      kept: positions of the networks that training is for.
+      num_params: number of parameters of each peer.
     """
     least = min(num_params[i] for i in kept)
     return max(test["top1"][i] for i in kept if num_params[i] == least)
 
 
 class Writers:
-    """The files of a work directory that grow by an epoch: metrics, roles, TensorBoard.
+    """The files that every epoch appends to: `metrics.jsonl`, `roles.csv` and TensorBoard's.
 
-    A context manager.
+    A context manager. Of several processes only the main one writes.
     """
 
     def __init__(self, workdir: Path, names: list[str], step: int):
-        """Opens them; lines of epochs after `step`, from before an interruption, go.
+        """Open the files, and drop what an interrupted run wrote after its last checkpoint.
 
-        Of several processes the main one alone writes.
+        Args:
+          workdir: work directory of the run.
+          names: the networks' names in peer order.
+          step: of the checkpoint that training goes on from; 0 for a new run.
         """
         self._names = names
         self._board = None
@@ -105,7 +119,7 @@ class Writers:
         self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict) -> None:
-        """Appends an epoch's record to every file."""
+        """Append the record of an epoch to every file."""
         if self._board is None:
             return
         with self._metrics.open("a") as file:
@@ -135,19 +149,23 @@ class Writers:
 
 
 def _summary_writer():
-    """tensorboardX's class. PyTorch is hidden from it: it would import that, for two seconds,
-    to know its tensors, and no other command needs either."""
-    sys.modules.setdefault("torch", None)
+    """Import tensorboardX's writer without PyTorch.
+
+    It would import PyTorch if that is installed, which takes two seconds, only to know its
+    tensors.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("torch", None)
     try:
         from tensorboardX import SummaryWriter
     finally:
-        if sys.modules["torch"] is None:
-            del sys.modules["torch"]
+        if modules["torch"] is None:
+            del modules["torch"]
     return SummaryWriter
 
 
 def _keep(path: Path, wanted) -> None:
-    """Drops the lines that are not wanted, atomically; a line cut off by a kill goes too."""
+    """Drop the lines that are not wanted, and one that a kill cut off, atomically."""
     if not path.exists():
         return
     lines = path.read_text().splitlines(keepends=True)
@@ -159,7 +177,7 @@ def _keep(path: Path, wanted) -> None:
 
 
 def _scalars(tree, names, tag=""):
-    """(tag, number) of everything in a record; a list in peer order gets the peers' names."""
+    """Yield (tag, number) for every number of a record; tags of lists end with the peer's name."""
     for key, value in tree.items():
         path = f"{tag}/{key}" if tag else key
         if isinstance(value, dict):
@@ -171,7 +189,7 @@ def _scalars(tree, names, tag=""):
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """The records of a run, one an epoch; a line that a kill cut off is passed over."""
+    """Read the records of a run, one for each epoch; skip a line that a kill cut off."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

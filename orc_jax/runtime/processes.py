@@ -1,54 +1,58 @@
-"""Several processes that train one group together, by `jax.distributed`.
+"""Several processes that train one group together, with `jax.distributed`.
 
-All of them run the same command on the same files. Process 0 alone shows what happens and
-writes metrics; a checkpoint is written by all.
+All of them run the same command on the same files. Only process 0, the main process, prints
+progress and writes metrics; all of them write checkpoints.
 """
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 
 from orc_jax.errors import UserError
 
-# Seconds until the others know that a process is gone.
+# Seconds after which the other processes notice that one has died.
 HEARTBEAT = 30
-# Exit status of processes that were asked to end and have a checkpoint: "try again later", so that
-# a cluster does not count the run as finished.
+# Exit status of processes that were asked to end and have written a checkpoint. It is sysexits'
+# EX_TEMPFAIL, "try again later", so that a cluster does not count the run as finished.
 STOPPED = 75
-# What is in the errors that tell of a process that is gone; others are of this process itself.
+# Words in the errors that JAX raises when another process has died. Errors without them come from
+# this process.
 LOST = ("Gloo", "NCCL", "coordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def join(wanted: bool | None) -> None:
-    """Joins the other processes, before anything else of JAX is used.
+    """Join the other processes; call this before anything else of JAX is used.
 
-    JAX finds them by itself under SLURM, Open MPI and Kubernetes. By hand, every process has
-    JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX finds them by itself under SLURM, Open MPI and Kubernetes. Processes that are started by
+    hand need the environment variables JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Args:
-      wanted: None: if this process is one of several of a SLURM step or an Open MPI job, or
-        the three variables are set.
+      wanted: whether to join; None joins if this process is one of several in a SLURM step or an
+        Open MPI job, or if JAX_COORDINATOR_ADDRESS is set.
 
     Raises:
-      UserError: the others cannot be found or reached.
+      UserError: the other processes cannot be found or reached.
     """
     by_hand = "JAX_COORDINATOR_ADDRESS" in os.environ
     sizes = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     if not (wanted if wanted is not None else by_hand or any(size != "1" for size in sizes)):
         return
     try:
-        given = {}
+        settings: dict[str, Any] = {}
         if by_hand:
             names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-            given = {key: int(os.environ[name]) for key, name in names.items()}
+            settings = {key: int(os.environ[name]) for key, name in names.items()}
         if os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1":
-            # JAX would give the only task of a machine the first GPU alone.
+            # JAX would give only the first GPU to a machine's only task.
             gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
-            given |= {"local_device_ids": list(range(gpus))} if gpus else {}
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
+            settings |= {"local_device_ids": list(range(gpus))} if gpus else {}
+        jax.distributed.initialize(**settings, heartbeat_timeout_seconds=HEARTBEAT)
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the other processes are not found ({error}): start them by srun, mpirun or a "
@@ -58,33 +62,37 @@ def join(wanted: bool | None) -> None:
 
 
 def is_main() -> bool:
-    """Whether this is the process that shows and writes what all have in common."""
+    """Return whether this is the process that prints progress and writes shared files."""
     return jax.process_index() == 0
 
 
 def barrier(where: str) -> None:
-    """Returns when every process is there."""
+    """Wait until every process has called this.
+
+    Args:
+      where: name of the barrier, the same in all processes.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 def broadcast_from_main(value: bool) -> bool:
-    """What process 0 says, in all of them."""
+    """Return the value that the main process gives, in all processes."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
 
 
 def stops_before(step: int) -> bool:
-    """Whether the cluster has asked one process to end (SIGTERM), and all do before this step."""
+    """Return whether all processes are to end before this step, because one was sent SIGTERM."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextmanager
-def lost_processes_are_named():
-    """Turns what JAX says when another process has gone into one line: none can go on alone."""
+def lost_processes_are_named() -> Iterator[None]:
+    """Turn the errors that JAX raises when another process has died into a `UserError`."""
     try:
         yield
     except Exception as error:
-        # JAX's error, or what Orbax makes of it in a thread of its own.
+        # Orbax wraps JAX's error in one of its own when it is raised in its thread.
         is_lost = any(word in str(error) for word in LOST)
         if jax.process_count() == 1 or not is_lost:
             raise
@@ -95,10 +103,11 @@ def lost_processes_are_named():
         ) from error
 
 
-def leave(status: int) -> None:
-    """Ends this process; of several, without waiting for the others as JAX does at its exit.
+def leave(status: int) -> NoReturn:
+    """End this process at once, with this exit status.
 
-    They would wait for this one in turn, and this way notice at once.
+    At exit JAX waits for the other processes, which in turn may be waiting for this one. If there
+    are several, this one therefore ends without JAX's exit handlers, and the others notice.
     """
     if jax.process_count() == 1:
         sys.exit(status)

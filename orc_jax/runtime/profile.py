@@ -1,18 +1,20 @@
-"""A trace of some steps, for TensorBoard's profiler or ui.perfetto.dev."""
+"""A trace of a few steps, for TensorBoard's profiler or ui.perfetto.dev."""
 
 from pathlib import Path
 
 import jax
 
-FIRST, STEPS = 5, 5  # of the steps since the start: the first ones are not like the others
+FIRST, STEPS = 5, 5  # the first steps after a start are slower than those that follow
 
 
 class Profiler:
-    """Traces steps 6 to 10 of a run, or of a resumed one; a context manager.
+    """A tracer of steps 6 to 10 of a run, or of a resumed run.
+
+    A context manager.
 
     Args:
-      wanted: `config.profile`; without it nothing happens.
-      workdir: the trace is in its folder `profile`.
+      wanted: `config.profile`; if False, nothing is traced.
+      workdir: work directory of the run; the trace goes to its folder `profile`.
     """
 
     def __init__(self, wanted: bool, workdir: Path):
@@ -21,7 +23,7 @@ class Profiler:
         self._tracing = False
 
     def before_step(self, state) -> None:
-        """To be called with the state before every step."""
+        """Start or end the trace; call this with the state before every step."""
         if self._left == STEPS:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)

@@ -1,9 +1,10 @@
-"""SIGTERM and Ctrl-C: how a run is asked to end."""
+"""SIGTERM and Ctrl-C, which ask a run to end with a checkpoint."""
 
 import contextlib
 import signal
 import sys
 import threading
+from typing import Any
 
 import jax
 
@@ -11,26 +12,32 @@ from orc_jax.runtime import processes
 
 
 class Interruption:
-    """Notes the first SIGTERM or Ctrl-C; a second one acts as it always did."""
+    """The first SIGTERM or Ctrl-C; a second one has its usual effect.
+
+    A context manager, within which the signals are caught.
+
+    Attributes:
+      requested: name of the signal that asked the run to end; empty if none did.
+    """
 
     def __init__(self):
         self.requested = ""
-        self._before = {}
+        self._handlers: dict[int, Any] = {}  # those that were set before
 
     def stops_before(self, step: int) -> bool:
-        """Whether this step is not to be done any more, in no process."""
+        """Return whether the run is to end before this step, in all processes."""
         if processes.stops_before(step):
             self.requested = "SIGTERM"
         return bool(self.requested)
 
     def __enter__(self):
-        # Several processes must end at the same step: there JAX has its own handler of SIGTERM.
+        # Several processes must end at the same step: JAX's own handler of SIGTERM agrees on it.
         if jax.process_count() > 1:
             return self
-        # Only the main thread may set handlers; elsewhere the signals keep their meaning.
+        # Only the main thread may set handlers; in others the signals keep their usual effect.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number, frame):
@@ -41,6 +48,6 @@ class Interruption:
             print(f"{self.requested}: {message}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_):
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}

@@ -1,4 +1,4 @@
-"""This package's version, and those of what its results depend on."""
+"""The version of this package, and of the packages that its results depend on."""
 
 import platform
 from importlib import metadata
@@ -10,6 +10,6 @@ except metadata.PackageNotFoundError:  # imported from a folder, not installed
 
 
 def versions() -> dict[str, str]:
-    """Name → version."""
-    others = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-    return {"orc_jax": VERSION, "python": platform.python_version()} | others
+    """Return the versions of this package, Python, JAX, Flax and NumPy, by name."""
+    packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {"orc_jax": VERSION, "python": platform.python_version()} | packages

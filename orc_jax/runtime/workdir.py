@@ -1,4 +1,4 @@
-"""A work directory belongs to one config and data set, and to one process at a time."""
+"""Work directories: each belongs to one config and data set, and to one process at a time."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from orc_jax import config as configs
 from orc_jax.data import Dataset, preprocessing
@@ -15,24 +17,28 @@ from orc_jax.runtime.checkpoints import read_config
 from orc_jax.runtime.processes import is_main
 from orc_jax.runtime.versions import versions
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; there nothing keeps a second process out.
-    fcntl = None
-
 
 def check(workdir: Path, config, dataset: Dataset) -> None:
-    """Raises `UserError` if the directory belongs to something else; touches nothing."""
+    """Check that a directory is this run's or can become it; change nothing.
+
+    Args:
+      workdir: the directory, which need not exist.
+      config: the whole config.
+      dataset: what the run trains and is evaluated on.
+
+    Raises:
+      UserError: it is not a work directory, or belongs to a run on another config or data set.
+    """
     if not workdir.exists():
         return
     if not workdir.is_dir():
         raise UserError(f"{workdir} is a file, not a work directory")
     if not (workdir / "config.json").exists():
-        # A kill may have left these before there was a config.
-        ours = {".lock", "config.json.new", "data.json", "run.json"}
-        if others := [path.name for path in workdir.iterdir() if path.name not in ours]:
+        # A run that was killed before it wrote its config may have left these.
+        own = {".lock", "config.json.new", "data.json", "run.json"}
+        if foreign := [path.name for path in workdir.iterdir() if path.name not in own]:
             raise UserError(
-                f"{workdir} is not empty and not a work directory: {others[0]} is in it"
+                f"{workdir} is not empty and not a work directory: {foreign[0]} is in it"
             )
         return
     check_config(workdir, config)
@@ -43,23 +49,27 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
 
 
 def check_config(workdir: Path, config) -> None:
-    """Raises `UserError` if the directory is that of a run with another config."""
-    found = configs.differences(*map(_with_paths, (read_config(workdir), config)))
-    # Where and how images are read does not change a result, nor what is to be done about files
-    # that are damaged: which ones they are is in the fingerprint.
+    """Check that a config is that of the directory's run, but for settings that change no result.
+
+    Raises:
+      UserError: they differ in another setting.
+    """
+    differences = configs.differences(*map(_with_relative_paths, (read_config(workdir), config)))
+    # How images are read changes no result. Neither does `on_error`, because the fingerprint tells
+    # which files are left out.
     reading = ("dir", "cache", "memory", "workers", "on_error")
-    elsewhere = ("profile: ", "remat: ", *(f"data.{key}: " for key in reading))
+    harmless = ("profile: ", "remat: ", *(f"data.{key}: " for key in reading))
     if config.sync_batch_norm and config.micro_batches == 1:
-        elsewhere += ("mesh.",)  # then it changes rounding alone
-    if found := [difference for difference in found if not difference.startswith(elsewhere)]:
+        harmless += ("mesh.",)  # only rounding depends on the mesh
+    if differences := [entry for entry in differences if not entry.startswith(harmless)]:
         raise UserError(
-            f"{workdir} belongs to a run with another config ({'; '.join(found)}): "
+            f"{workdir} belongs to a run with another config ({'; '.join(differences)}): "
             "choose another --workdir, or give the same settings to go on with it"
         )
 
 
-def _with_paths(config):
-    """A copy in which a teacher's path has one spelling."""
+def _with_relative_paths(config):
+    """Copy a config, with one spelling for the path that a peer starts from."""
     config = configs.copied(config)
     for peer in config.peers:
         peer.init_from = peer.init_from and os.path.relpath(peer.init_from)
@@ -67,21 +77,21 @@ def _with_paths(config):
 
 
 def has_data(workdir: str | Path, dataset: Dataset) -> bool:
-    """Whether the splits of this data set that are loaded are those of the run."""
-    noted = json.loads((Path(workdir) / "data.json").read_text())
-    return all(noted.get(key) == value for key, value in fingerprint(dataset).items())
+    """Return whether the splits of this data set that are loaded are those of the run."""
+    checksums = json.loads((Path(workdir) / "data.json").read_text())
+    return all(checksums.get(key) == value for key, value in fingerprint(dataset).items())
 
 
 class Began(NamedTuple):
-    """What a run notes when it begins, so that it is there when the data is not at hand.
+    """The facts about a run in `run.json`, for uses of the run without its data.
 
     Attributes:
-      images: what its networks' images are like.
-      class_names: in the order of their indices.
-      train_images: how many it trains on.
-      streamed: whether images are read while it trains.
-      command: that began it.
-      versions: name → version, of the packages that it began with.
+      images: preprocessing of the networks' images.
+      class_names: [C], in the order of the outputs.
+      train_images: number of training images.
+      streamed: whether images are read from disk during training.
+      command: command line of the first start.
+      versions: package → version, at the first start.
     """
 
     images: Preprocessing
@@ -93,39 +103,50 @@ class Began(NamedTuple):
 
 
 def began(workdir: str | Path) -> Began:
-    """What a run noted when it began; `UserError` if that is not there."""
+    """Read the facts that a run wrote to `run.json` when it began.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
     path = Path(workdir) / "run.json"
     try:
-        noted = json.loads(path.read_text())
-        images = preprocessing.from_json(noted)
-        own = {key: noted[key] for key in Began._fields if key != "images"}
-        return Began(images, **own | {"class_names": tuple(noted["class_names"])})
+        facts = json.loads(path.read_text())
+        return Began(
+            images=preprocessing.from_json(facts),
+            class_names=tuple(facts["class_names"]),
+            train_images=facts["train_images"],
+            streamed=facts["streamed"],
+            command=facts["command"],
+            versions=facts["versions"],
+        )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not what a run notes when it begins: {error!r}") from error
+        raise UserError(f"{path} is not the run.json of a run: {error!r}") from error
 
 
 def create(
     workdir: Path, config, dataset: Dataset, images: Preprocessing, train_images: int
 ) -> None:
-    """Makes an unclaimed work directory this config's; the config is written last.
+    """Make a directory this run's, unless it is already.
+
+    The config is written last and atomically: a directory without it belongs to no run.
 
     Args:
-      workdir: to be made this config's.
+      workdir: an existing directory that `check` accepts.
       config: the whole config.
       dataset: both splits.
       images, train_images: see `Began`.
     """
     if is_main() and not (workdir / "config.json").exists():
-        noted = images.to_json() | {
+        facts = images.to_json() | {
             "class_names": dataset.class_names,
             "train_images": train_images,
             "streamed": dataset.streamed,
             "command": shlex.join(sys.orig_argv),
             "versions": versions(),
         }
-        (workdir / "run.json").write_text(json.dumps(noted, indent=2) + "\n")
+        (workdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
         (workdir / "data.json").write_text(json.dumps(fingerprint(dataset)))
         temporary = workdir / "config.json.new"
         temporary.write_text(configs.to_json(config))
@@ -133,7 +154,7 @@ def create(
 
 
 def fingerprint(dataset: Dataset) -> dict:
-    """Checksums of what a data set consists of, as far as it is loaded."""
+    """Return the checksums of the splits that are loaded, as "SPLIT_PART" → checksum."""
     splits = {"train": dataset.train, "test": dataset.test}
     return {
         f"{name}_{part}": checksum
@@ -144,28 +165,35 @@ def fingerprint(dataset: Dataset) -> dict:
 
 
 class Lock:
-    """Keeps a second run out of a work directory, until this one ends."""
+    """A lock that keeps a second process out of a work directory.
+
+    A context manager. Of several processes that train together only the main one takes the lock.
+    The operating system frees it when the process dies, however that happens.
+
+    Raises:
+      UserError: on entry, if another process has the lock or the directory cannot be written to.
+    """
 
     def __init__(self, workdir: Path):
         self._workdir = workdir
-        self._file = None
+        # With `preserve_lock_file`, filelock does not fall back to marker files where there are no
+        # locks: a marker would outlive a process that is killed.
+        self._lock = FileLock(workdir / ".lock", blocking=False, preserve_lock_file=True)
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         if not is_main():
             return
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = (self._workdir / ".lock").open("w")
+            (self._workdir / ".lock").touch()
         except OSError as error:
             raise UserError(f"cannot write to {self._workdir}: {error.strerror}") from error
         try:
-            if fcntl:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock.acquire()
+        except Timeout as error:
             raise UserError(f"another process is training in {self._workdir}") from error
         except OSError:
-            pass  # a file system without locks
+            pass  # A file system without locks must not stop the run.
 
     def __exit__(self, *_):
-        if self._file:
-            self._file.close()
+        self._lock.release()

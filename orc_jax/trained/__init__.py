@@ -1,1 +1,1 @@
-"""Networks outside of training: saved, imported, loaded, exported."""
+"""Trained networks: save, import, load, predict, export."""
