@@ -30,17 +30,13 @@ def default_config(method: str = "orc") -> ConfigDict:
     config.eval_batch_size = 500  # images per evaluation step, rounded up to fill all devices
     config.eval_every = 1  # epochs between evaluations; the last epoch always has one
     config.checkpoint_every = 1  # epochs between checkpoints; the last and the best always have one
-    config.profile = False  # whether to write a trace of steps 6 to 10 to the work directory
+    config.profile = False  # write a trace of steps 6 to 10 to the work directory
 
     # Computation.
     config.precision = "float32"  # "float32" or "bfloat16", of activations; all else is float32
-    config.sync_batch_norm = (
-        True  # whether its statistics are of the whole batch; False: of a device's images
-    )
-    config.remat = False  # whether the backward pass computes activations again, which saves memory
-    config.micro_batches = (
-        1  # parts in which a device takes its images, to save memory; 1: all at once
-    )
+    config.sync_batch_norm = True  # statistics of the whole batch; False: of each device's images
+    config.remat = False  # compute activations again in the backward pass, to save memory
+    config.micro_batches = 1  # parts in which a device takes its images, to save memory
 
     config.data = ConfigDict()
     # The data set.
@@ -50,56 +46,39 @@ def default_config(method: str = "orc") -> ConfigDict:
     # Augmentation of the training images, and their labels.
     config.data.pad = 4  # pixels added on each side before the random crop; 0: no crop
     config.data.pad_mode = "zero"  # "zero" or "reflect": how the added pixels are filled
-    config.data.flip = True  # whether half of the images, at random, are mirrored left to right
-    config.data.resized_crop = (
-        False  # whether a random part is scaled to size, in place of the padded crop
-    )
-    config.data.jitter = (
-        0.0  # brightness, contrast and saturation change by a factor of 1 ± this; 0: none
-    )
-    config.data.erase = 0.0  # probability that a rectangle is filled with the mean colour; 0: never
-    config.data.trivial_augment = (
-        False  # whether TrivialAugment makes one random change of any strength
-    )
-    config.data.mixup = 0.0  # α of the Beta(α, α) distribution of mixup's shares; 0: no mixup
-    config.data.cutmix = 0.0  # α for CutMix; 0: no CutMix; with both, each batch has one of them
+    config.data.flip = True  # mirror left to right with probability 1/2
+    config.data.resized_crop = False  # scale a random part to size, in place of the padded crop
+    config.data.jitter = 0.0  # brightness, contrast and saturation times 1 ± this; 0: unchanged
+    config.data.erase = 0.0  # probability that a rectangle gets the mean colour; 0: never
+    config.data.trivial_augment = False  # TrivialAugment: one random change of any strength
+    config.data.mixup = 0.0  # α of mixup's shares, from Beta(α, α); 0: no mixup
+    config.data.cutmix = 0.0  # α of CutMix; 0: no CutMix; with both, each batch has one of them
     config.data.label_smoothing = 0.0  # ε, the share of a label that all classes split; 0: none
     # Image files.
     config.data.size = 0  # height and width in pixels, after scaling and cropping; 0: as stored
-    config.data.eval_resize = (
-        0  # pixels of a test image's shorter side before the crop to size; 0: size
-    )
+    config.data.eval_resize = 0  # pixels of a test image's shorter side before its crop; 0: size
     config.data.val_share = 0.1  # share of the images to test on if there is no test split
     config.data.on_error = "stop"  # "stop" at a file that cannot be decoded, or "skip" it
     config.data.cache = ""  # folder for decoded images; "": the user's cache folder
-    config.data.memory = (
-        0.5  # share of the device's memory for the images; larger sets are streamed
-    )
+    config.data.memory = 0.5  # share of the device's memory for images; larger sets are streamed
     config.data.workers = 0  # processes that decode streamed images; 0: threads of this process
 
     # The mesh of devices, see orc_jax/mesh.py.
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # number of devices that split the batch; -1: all that are left
-    config.mesh.peer = (
-        -1
-    )  # number of devices that split the peers; -1: the best, or 1 if data is given
+    config.mesh.data = -1  # devices that split the batch; -1: all that are left
+    config.mesh.peer = -1  # devices that split the peers; -1: the best, or 1 if data is given
 
     # The optimizer of every peer; `peers[i].optimizer` overrides it for one of them.
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # "sgd", "adam" or "adamw"
     config.optimizer.learning_rate = 0.1  # initial value, after the warm-up
     config.optimizer.momentum = 0.9  # of sgd; β1 of adam and adamw; 0: none
-    config.optimizer.nesterov = True  # of sgd: whether the momentum is Nesterov's
+    config.optimizer.nesterov = True  # of sgd: use Nesterov's momentum
     config.optimizer.weight_decay = 5e-4  # added to the gradient; decoupled for adamw; 0: none
     config.optimizer.schedule = "step"  # "constant", "step" or "cosine", of the learning rate
-    config.optimizer.decay_epochs = (
-        100,
-        150,
-    )  # of "step": epochs at which the learning rate decays
-    config.optimizer.decay = 0.1  # of "step": factor of the learning rate at each of them
-    config.optimizer.warmup_epochs = (
-        0.0  # epochs in which the learning rate rises linearly from 0; 0: none
-    )
+    config.optimizer.decay_epochs = (100, 150)  # of "step": epochs at which the rate decays
+    config.optimizer.decay = 0.1  # of "step": factor of the rate at each of them
+    config.optimizer.warmup_epochs = 0.0  # epochs in which the rate rises linearly from 0; 0: none
 
     config.method = methods.defaults(method)
     config.peers = ()
