@@ -38,11 +38,13 @@ setup(
         "plots": ["jinja2>=3.1", "matplotlib>=3.9"],
         "test": [
             "array_record",
+            "beartype",
             "flatbuffers",
             "hypothesis",
             "importlib_resources",
             "jinja2>=3.1",
             "matplotlib>=3.9",
+            "mypy",
             "onnx>=1.20",
             "onnx-ir>=0.2",
             "onnxruntime>=1.24",

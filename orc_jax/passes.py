@@ -219,18 +219,18 @@ def backward(group: Group, passes: list[Pass], d_outputs: Outputs) -> list:
       passes: of `forward_group`.
       d_outputs: the gradient of the loss for `whole_outputs`.
     """
-    return [
-        stack_pass.pullback and _gradients(stack, stack_pass, d_outputs)
-        for stack, stack_pass in zip(group.stacks, passes, strict=True)
-    ]
-
-
-def _gradients(stack, stack_pass, d_outputs):
-    def own_part(d):
-        return share(members(stack, d), stack.batch_axes, axis=1)
-
-    d_own = jax.tree.map(own_part, d_outputs, is_leaf=lambda x: isinstance(x, tuple))
-    return lax.psum(stack_pass.pullback(d_own), stack.batch_axes)
+    grads: list = []
+    for stack, stack_pass in zip(group.stacks, passes, strict=True):
+        if stack_pass.pullback is None:
+            grads.append(None)
+            continue
+        d_own = jax.tree.map(
+            lambda d, s=stack: share(members(s, d), s.batch_axes, axis=1),
+            d_outputs,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+        grads.append(lax.psum(stack_pass.pullback(d_own), stack.batch_axes))
+    return grads
 
 
 def gradients_of_logits(stack: Stack, stack_pass: Pass, d_logits):
@@ -243,6 +243,7 @@ def gradients_of_logits(stack: Stack, stack_pass: Pass, d_logits):
     """
     d_outputs = jax.tree.map(jnp.zeros_like, stack_pass.outputs)
     d_outputs = d_outputs.replace(logits=share(d_logits, stack.batch_axes, axis=1))
+    assert stack_pass.pullback is not None
     return lax.psum(stack_pass.pullback(d_outputs), stack.batch_axes)
 
 

@@ -112,12 +112,13 @@ class StackState:
     """The variables of a stack.
 
     Attributes:
-      members: of every member, each leaf with a leading peer axis.
-      trunk: what all members share, without that axis; empty where they share nothing.
+      members: the `Variables` of every member, each leaf with a leading peer axis.
+      trunk: the `Variables` that all members share, without that axis; empty where they share
+        nothing.
     """
 
-    members: Variables
-    trunk: Variables
+    members: Any
+    trunk: Any
 
 
 def layout(config, method: Method) -> list[Layout]:
@@ -231,8 +232,8 @@ def split_trunk(stack: Stack, tree: dict) -> tuple[dict, dict]:
 def _stacked(stack, variables) -> StackState:
     """Stack the members' {"params", "batch_stats"}; a trunk is the first member's."""
     own, trunks = [], []
-    for one_member in variables:
-        parts = {name: split_trunk(stack, tree) for name, tree in one_member.items()}
+    for member in variables:
+        parts = {name: split_trunk(stack, tree) for name, tree in member.items()}
         own.append({name: part[0] for name, part in parts.items()})
         trunks.append({name: part[1] for name, part in parts.items()})
     own, trunk = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own), trunks[0]

@@ -20,6 +20,7 @@ over the mesh axes that split a network's batch, its gradients and batch-norm st
 """
 
 from functools import wraps
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,8 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
         labels = data.labels[positions]
         shape = (group.size,) * own_images + positions.shape
         changes = batches.draw_augmentation(augmentation_key, config.data, shape, cropped=streamed)
-        mixture = mixing.draw(mixture_key, config.data, len(positions), data.images.shape[1:3])
+        height, width = data.images.shape[1:3]
+        mixture = mixing.draw(mixture_key, config.data, len(positions), (height, width))
 
         def augmented(slots):
             own = jax.tree.map(lambda x: x[..., slots], (positions, changes))
@@ -150,17 +152,17 @@ def _update_own(config, state: MethodState, grads, step, steps_per_epoch) -> Met
 
 
 def evaluation_batch_size(config, group: peers.Group) -> int:
-    """Images of an evaluation step: the config's number, rounded up to fill all devices."""
+    """Return the images of an evaluation step: as configured, rounded up to fill all devices."""
     devices = group.mesh.size
     return -(-config.eval_batch_size // devices) * devices
 
 
 def make_evaluation_step(group: peers.Group, batch_size: int):
-    """(stacks, test split, batch index, sums) → sums, with one batch more counted.
+    """Make the evaluation step: (stacks, test split, batch index, sums) → sums with one batch more.
 
-    The sums are over images and for the P peers followed by the ensemble, whose output is
-    the mean of the peers' softmax outputs: correct top-1 and top-5 answers, cross-entropy
-    in nats; and, one number each, the diversity and the images counted.
+    The sums are over images, for the P peers followed by the ensemble, whose output is the mean of
+    the peers' softmax outputs: correct top-1 and top-5 answers, and cross-entropy in nats. The
+    diversity and the number of images are one number each.
     """
 
     def step(stacks, data: batches.OnDevice, index, sums):
@@ -183,13 +185,13 @@ def make_evaluation_step(group: peers.Group, batch_size: int):
 
 
 def evaluation_zeros(group_size: int) -> dict[str, jax.Array]:
-    """The sums of `make_evaluation_step` before the first batch."""
+    """Return the sums of `make_evaluation_step` before the first batch."""
     zeros = {name: jnp.zeros(group_size + 1) for name in ("top1", "top5", "loss")}
     return zeros | {"diversity": jnp.zeros(1), "images": jnp.zeros(())}
 
 
 def make_prediction_step(group: peers.Group, batch_size: int):
-    """(stacks, split, batch index) → logits [P, B, C] in eval mode."""
+    """Make the prediction step: (stacks, split, batch index) → logits [P, B, C] in eval mode."""
 
     def step(stacks, data: batches.OnDevice, index):
         images, _, _ = batches.evaluation_batch(data, index, batch_size)
@@ -199,23 +201,22 @@ def make_prediction_step(group: peers.Group, batch_size: int):
 
 
 def compile_steps(config, group: peers.Group, method: Method, *, streamed: bool = False):
-    """The jitted train, evaluation and prediction step; the train step's state is donated.
+    """Compile the train, evaluation and prediction step; the state of the train step is donated.
 
     Args:
-      config, group, method: see `make_train_step`.
-      streamed: whether a split is one batch, of which every device was handed its rows.
+      config, group, method, streamed: see `make_train_step`.
 
     Returns:
       See `make_train_step`, `make_evaluation_step` and `make_prediction_step`.
     """
     everywhere, by_rows = PartitionSpec(), PartitionSpec("data")
-    split = everywhere
+    split: Any = everywhere
     if streamed:
-        split = batches.OnDevice(by_rows, by_rows, everywhere, everywhere)
+        split = batches.OnDevice._make((by_rows, by_rows, everywhere, everywhere))
     state = states.spec(group)
 
-    # Replication is by construction (whole arrays come from all_gather and psum), which
-    # check_vma cannot follow through all_gather.
+    # Whole arrays come from all_gather and psum, so they are equal on all devices. check_vma cannot
+    # know that, because it does not follow all_gather.
     def spmd(step, in_specs, out_specs, **kwargs):
         @wraps(step)
         def on_whole_batch(first, data, *rest):

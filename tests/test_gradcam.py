@@ -68,7 +68,7 @@ def test_alpha_is_the_slope_of_the_logit_where_the_head_is_not_linear():
     @jax.jit
     def compare(key):
         variables = network.init(key, images, train=False)
-        activations = network.apply(variables, images, method=gradcam._last_stage)
+        activations = network.apply(variables, images, method="last_stage")
         _, height, width, channels = activations.shape
 
         def logits(offset):

@@ -76,15 +76,19 @@ def test_cl_ilr_divides_the_trunks_gradient_by_the_number_of_branches(monkeypatc
     moves = []
     for rescale in (True, False):
         monkeypatch.setitem(
-            methods.METHODS, "cl_ilr", dataclasses.replace(method, rescale_trunk=rescale)
+            methods.METHODS,
+            "cl_ilr",
+            dataclasses.replace(
+                method, needs=dataclasses.replace(method.needs, rescaled_trunk=rescale)
+            ),
         )
         setup, state, train_step, order = build(config)
-        before = jax.device_get(state.stacks)
-        after = jax.device_get(train_step(state, setup.train_split, order).stacks)
+        (before,) = jax.device_get(state.stacks)
+        (after,) = jax.device_get(train_step(state, setup.train_split, order).stacks)
         moves.append(
             [
-                jax.tree.map(np.subtract, a.params, b.params)
-                for a, b in zip(after, before, strict=True)
+                jax.tree.map(np.subtract, new.params, old.params)
+                for new, old in ((after.trunk, before.trunk), (after.members, before.members))
             ]
         )
     (trunk, branches), (whole_trunk, same_branches) = moves
@@ -99,12 +103,14 @@ def test_cl_ilr_divides_the_trunks_gradient_by_the_number_of_branches(monkeypatc
 
 def test_branches_share_one_trunk_that_every_branch_trains():
     setup, state, *_ = build(tiny_config(FOUR, "one"))
-    trunk, branches = state.stacks
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(trunk)} == {1}
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(branches)} == {4}
-    assert [stack.part for stack in setup.group.stacks] == ["trunk", "branch"]
-    assert trunk.params.keys() == {"stem", "stages_0"}
-    assert branches.params.keys() == {"stages_1", "head"}
+    (stack,), (branches,) = setup.group.stacks, state.stacks
+    assert stack.shared_trunk and stack.peers == (0, 1, 2, 3)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(branches.members)} == {4}
+    assert branches.trunk.params.keys() == {"stem", "stages_0"}
+    assert branches.members.params.keys() == {"stages_1", "head"}
+    plain = peers.plain_variables(setup.group.stacks, state.stacks, 2)["params"]
+    template = peers.abstract_variables(stack, setup.dataset.image_shape)["params"]
+    assert jax.tree.map(np.shape, plain) == jax.tree.map(lambda x: x.shape, template)
 
 
 def paused_steps(config, steps):
@@ -130,7 +136,9 @@ def test_a_paused_teacher_stays_bit_for_bit():
             if paused[stack.peers[0]]:
                 assert_trees_equal(old, new)
             else:
-                for a, b in zip(*map(jax.tree.leaves, (old.params, new.params)), strict=True):
+                for a, b in zip(
+                    *map(jax.tree.leaves, (old.members.params, new.members.params)), strict=True
+                ):
                     assert np.any(a != b)
         modes.add(bool(paused[0]))
     assert modes == {True, False}

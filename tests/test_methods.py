@@ -280,19 +280,18 @@ def test_dml_of_two_peers_teaches_both_ways_alike():
 @given(st.integers(0, 2**31), st.integers(2, 5), st.floats(0.2, 4))
 def test_linear_target_is_the_best_convex_combination(seed, peers, spread):
     """No worse than SciPy's constrained optimiser from the same start, and on the simplex."""
-    z = np.array(random_logits(seed, peers)) * spread
-    labels = np.array(LABELS)
+    z = random_logits(seed, peers) * spread
 
     def cross_entropy(w):
-        return float(losses.cross_entropy(jnp.einsum("p,pbc->bc", w, z), labels).mean())
+        return float(losses.cross_entropy(jnp.einsum("p,pbc->bc", jnp.array(w), z), LABELS).mean())
 
-    w = np.array(kdcl.linear_weights(jnp.array(z), LABELS))
+    w = np.array(kdcl.linear_weights(z, LABELS))
     assert w.min() >= 0 and w.sum() == pytest.approx(1, abs=1e-5)
     reference = scipy.optimize.minimize(
         cross_entropy,
         np.full(peers, 1 / peers),
         jac=lambda w: np.array(
-            jax.grad(lambda w: losses.cross_entropy(jnp.einsum("p,pbc->bc", w, z), labels).mean())(
+            jax.grad(lambda w: losses.cross_entropy(jnp.einsum("p,pbc->bc", w, z), LABELS).mean())(
                 jnp.array(w, jnp.float32)
             ),
             float,

@@ -118,7 +118,7 @@ def test_bfloat16_is_near_float32():
 def test_teachers_take_only_the_intensive_step():
     """Without mixup, a teacher's step is that of plain training on the batch."""
     _, before, _, _ = build(tiny_config(("pixels",) * 3, pivot=None))
-    before = jax.device_get(before.stacks[0])
+    before = jax.device_get(before.stacks[0].members)
     config = tiny_config(("pixels",) * 3, pivot=None, promotion="fixed")
     config.optimizer.learning_rate = 0.0
     _, after = run(config, 1)

@@ -67,7 +67,7 @@ def test_evaluation_is_right_and_counts_each_image_once(finished):
     probs = []
     for stack, state in zip(setup.group.stacks, result.state.stacks, strict=True):
         for i, peer in enumerate(stack.peers):
-            variables = {"params": state.params, "batch_stats": state.stats}
+            variables = {"params": state.members.params, "batch_stats": state.members.stats}
             variables = jax.tree.map(lambda x, i=i: x[i], variables)
             logits = stack.module.apply(variables, images.astype(np.float32), train=False)
             right = np.asarray(logits).argmax(axis=1) == np.asarray(split.labels)
@@ -161,12 +161,12 @@ def test_peers_start_from_checkpoints(finished, tmp_path):
     with Checkpoints(workdir) as checkpoints:
         source = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
     pivot, imported, students = result.state.stacks
-    assert_trees_equal(pivot.params, source[0]["params"])
+    assert_trees_equal(pivot.members.params, source[0]["members"]["params"])
     assert_trees_equal(
-        jax.tree.map(lambda x: x[0], students.params),
-        jax.tree.map(lambda x: x[2], source[1]["params"]),
+        jax.tree.map(lambda x: x[0], students.members.params),
+        jax.tree.map(lambda x: x[2], source[1]["members"]["params"]),
     )
-    kernel = imported.params["stem"]["conv1"]["kernel"][0]
+    kernel = imported.members.params["stem"]["conv1"]["kernel"][0]
     np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
 
 

@@ -1,11 +1,12 @@
 """Encoded images → uint8 arrays of one size: decoded once and kept, or looked at and left."""
 
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -107,7 +108,9 @@ def _read(data, splits: dict, host, size, streamed) -> list:
     return found
 
 
-def decode(file: str | Path | IO, size: int, resize: int = 0, channels: int = 3) -> np.ndarray:
+def decode(
+    file: str | Path | io.BytesIO, size: int, resize: int = 0, channels: int = 3
+) -> np.ndarray:
     """The centre of an encoded image, scaled to size: uint8 [size, size, channels].
 
     Grey, palette and 16-bit images become RGB; an alpha channel is dropped.

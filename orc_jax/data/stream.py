@@ -70,12 +70,13 @@ class _Batches:
 
     def _image(self, positions, row, epoch):
         """The image of a row and its label; if it is damaged, the next whole one of the batch."""
-        for at in np.roll(positions, -row):
-            seed = self._data.resized_crop and (CROP, self._seed, epoch, int(at))
+        for at in np.roll(positions, -row).tolist():
+            seed = self._data.resized_crop and (CROP, self._seed, epoch, at)
             image = _read(self._files, self._data, at, seed)
             if image is not None:
                 return image, self._files.labels[at]
-        raise UserError(f"{self._files.name(positions[row])} and its whole batch are damaged")
+        name = self._files.name(int(positions[row]))
+        raise UserError(f"{name} and its whole batch are damaged")
 
 
 @lru_cache(2)
@@ -98,7 +99,7 @@ class _InOrder:
         positions = np.arange(i * self._batch_size, (i + 1) * self._batch_size)[self._rows]
         images = np.zeros((len(positions), *self._files.image_shape), np.uint8)
         labels = np.full(len(positions), NO_LABEL, np.int32)
-        for row, at in enumerate(positions):
+        for row, at in enumerate(positions.tolist()):
             if at >= len(self._files.labels):
                 break
             image = _read(self._files, self._data, at, resize=self._data.eval_resize)
@@ -157,7 +158,7 @@ def _read(files, data, at: int, crop_seed=None, resize: int = 0) -> np.ndarray |
 def sample(files, data, count: int = 512) -> np.ndarray:
     """Some images [n, H, W, channels], the same ones every time: for their mean and deviation."""
     chosen = np.random.default_rng(0).permutation(len(files.labels))[:count]
-    images = [_read(files, data, at) for at in np.sort(chosen)]
+    images = [_read(files, data, at) for at in np.sort(chosen).tolist()]
     return np.stack([image for image in images if image is not None])
 
 

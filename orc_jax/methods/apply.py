@@ -1,6 +1,7 @@
 """Applying a method to a batch: its phase, its loss, and the gradients of that."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ def apply_method(
         if method.needs.own_augmentation or method.needs.shared_trunk(config):
             raise ValueError("a teacher's update needs whole networks that all see the same images")
         stacks, logits, taught = update_teachers(stacks, batch.logits, roles.update)
-        batch = batch._replace(outputs=batch.outputs.replace(logits=logits))
+        batch = batch._replace(outputs=replace(batch.outputs, logits=logits))
     batch = batch._replace(roles=roles)
     own_network = method.own_network and method.own_network(config, size)
 
@@ -108,7 +109,7 @@ def _check_terms(method, terms, size):
 
 
 def _check_roles(method, roles, size):
-    """The same for what a phase returns."""
+    """Raise `UserError` for what a phase must not return."""
     where = f"{_file(method.phase)}: phase"
     if not isinstance(roles, Roles):
         raise UserError(f"{where} returns {_shown(roles)}, expected Roles")

@@ -7,7 +7,7 @@ from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networ
 
 
 def loss(config, batch: Batch):
-    """CE_i + α ramp(e) KD_T(z_i, mean_{j≠i} z_j); gradient flows through the target."""
+    """Compute CE_i + α ramp(e) KD_T(z_i, mean_{j≠i} z_j); gradient flows through the target."""
     z = batch.logits
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {

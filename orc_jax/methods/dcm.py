@@ -15,7 +15,7 @@ FLOOR = 1e-8
 
 
 def loss(config, batch: Batch):
-    """Σ_heads CE + Σ over ordered cross-network pairs of heads KD_T(z_i, z_j), z_j constant."""
+    """Compute Σ_heads CE + Σ over ordered cross-network pairs of heads KD_T(z_i, z_j), z_j constant."""
     outputs = batch.outputs
     heads = jnp.concatenate([outputs.auxiliary, outputs.logits[:, :, None]], axis=2)  # [P, B, H, C]
     peers, size, count, classes = heads.shape

@@ -11,7 +11,7 @@ from orc_jax.methods.method import Batch, Method, at_least_two, one_of
 
 
 def loss(config, batch: Batch):
-    """CE_j + 1/(P−1) Σ_{k≠j} KD_T(z_j, z_k), or one KD against the mean of the z_k."""
+    """Compute CE_j + 1/(P−1) Σ_{k≠j} KD_T(z_j, z_k), or one KD against the mean of the z_k."""
     z = batch.logits
     if config.teaching == "individual":
         pairs = losses.pairwise_kd(z, config.temperature, config.constant_target)
@@ -24,7 +24,7 @@ def loss(config, batch: Batch):
 
 
 def check(config, networks):
-    """At least two peers."""
+    """Raise `UserError` for a group of one, or an unknown form of teaching."""
     at_least_two("dml", networks)
     one_of(config, "teaching", ("individual", "ensemble"))
 

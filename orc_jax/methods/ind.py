@@ -8,7 +8,7 @@ from orc_jax.methods.method import Batch, Method
 
 
 def loss(config, batch: Batch):
-    """CE_p of every peer."""
+    """Compute CE_p of every peer."""
     return {"ce": losses.cross_entropy(batch.logits, batch.truth).mean(axis=1)}
 
 

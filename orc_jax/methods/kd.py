@@ -1,6 +1,6 @@
 """KD: a pretrained, frozen teacher (Hinton et al. 2015), as in OKDDip's program.
 
-Every student learns from the labels and from the teacher; students do not meet.
+Every student learns from the labels and from the teacher, and not from other students.
 """
 
 import jax
@@ -12,7 +12,7 @@ from orc_jax.methods.method import Batch, Method, Positions, at_least_two
 
 
 def loss(config, batch: Batch):
-    """CE_s + α KD_T(z_s, z_teacher) of every student; the target is constant."""
+    """Compute CE_s + α KD_T(z_s, z_teacher) of every student; the target is constant."""
     student = ~is_teacher(config, len(batch.logits))
     target = jax.lax.stop_gradient(batch.logits[config.teacher])
     cross_entropy = losses.cross_entropy(batch.logits, batch.truth).mean(axis=1)
@@ -23,12 +23,12 @@ def loss(config, batch: Batch):
 
 
 def is_teacher(config, size):
-    """[P] bool."""
+    """Return [P] bool, true for the teacher."""
     return np.arange(size) == config.teacher
 
 
 def check(config, networks):
-    """A teacher within the group, and a student."""
+    """Raise `UserError` without a student, or where the teacher is outside of the group."""
     at_least_two("kd", networks)
     if not 0 <= config.teacher < len(networks):
         raise UserError(f"method.teacher is {config.teacher}, allowed: 0 to {len(networks) - 1}")

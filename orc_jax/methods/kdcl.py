@@ -15,7 +15,7 @@ TARGETS = ("naive", "linear", "minlogit", "general")
 
 
 def loss(config, batch: Batch):
-    """CE_p + λ KD_T(z_p, t) with one constant target t."""
+    """Compute CE_p + λ KD_T(z_p, t) with one constant target t."""
     z, y = batch.logits, batch.truth
     target = jax.lax.stop_gradient(
         {
@@ -32,22 +32,32 @@ def loss(config, batch: Batch):
 
 
 def naive(z: Float[Array, "P B C"], y: Array) -> Float[Array, "B C"]:
-    """For each image, the logits of the peer with the lowest cross-entropy with `Batch.truth`."""
+    """Return for each image the logits of the peer with the lowest cross-entropy.
+
+    Args:
+      z: logits.
+      y: `Batch.truth`.
+    """
     best = losses.cross_entropy(z, y).argmin(axis=0)
     return jnp.take_along_axis(z, best[None, :, None], axis=0)[0]
 
 
 def minlogit(z: Float[Array, "P B C"], y: Int[Array, " B"]) -> Float[Array, "B C"]:
-    """t_c = min_p (z_pc − z_py): every peer's margins at their least."""
+    """Compute t_c = min_p (z_pc − z_py): the least margin of any peer."""
     of_label = jnp.take_along_axis(z, y[None, :, None], axis=-1)
     return (z - of_label).min(axis=0)
 
 
 def linear_weights(z: Float[Array, "P B C"], y: Array, steps: int = 200):
-    """The convex combination w [P] of the logits with the lowest cross-entropy on the batch.
+    """Find the convex combination w [P] of the logits with the lowest cross-entropy on the batch.
 
-    Accelerated projected gradient descent on the simplex: the problem is convex, and its
+    This is accelerated projected gradient descent on the simplex. The problem is convex, and its
     curvature is at most the mean over images of Σ_p ¼ (range of z_p)².
+
+    Args:
+      z: logits.
+      y: `Batch.truth`.
+      steps: of the descent.
     """
 
     def cross_entropy(w):
@@ -67,10 +77,14 @@ def linear_weights(z: Float[Array, "P B C"], y: Array, steps: int = 200):
 
 
 def general_weights(config, logits: Float[Array, "P N C"], labels: Int[Array, " N"]):
-    """C⁻¹1 / (1ᵀC⁻¹1), C_ij = mean_n (p_i − y)·(p_j − y), the covariance of the peers' errors.
+    """Compute the weights C⁻¹1 / (1ᵀC⁻¹1) [P], C the covariance of the peers' errors.
 
-    p is the softmax output and y one-hot. A ridge of 10⁻⁴ of the mean variance keeps C
-    invertible for peers that err alike.
+    C_ij = mean_n (p_i − y)·(p_j − y), where p is the softmax output and y one-hot. A ridge of 10⁻⁴
+    of the mean variance keeps C invertible for peers that make the same errors.
+
+    Args:
+      config: of the method.
+      logits, labels: of the held-out images, in eval mode.
     """
     errors = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])
     covariance = jnp.einsum("inc,jnc->ij", errors, errors, precision="highest") / len(labels)
@@ -80,7 +94,7 @@ def general_weights(config, logits: Float[Array, "P N C"], labels: Int[Array, " 
 
 
 def check(config, networks):
-    """A known target, and held-out images where they are needed."""
+    """Raise `UserError` for an unknown target, or without the held-out images that it needs."""
     at_least_two("kdcl", networks)
     one_of(config, "target", TARGETS)
     if config.target == "general" and not 0 < config.held_out < 1:

@@ -49,16 +49,16 @@ class Roles(NamedTuple):
 
     Attributes:
       learns: who takes a step from the loss; the others stay the same, bit for bit.
-      promoted: who was promoted to teacher in this step; None where roles are fixed.
-      learns_from: how much peer i (row) learns from peer j (column); None where the loss does
-        not ask.
+      promoted: [P] bool, who was promoted to teacher in this step; None where roles are fixed.
+      learns_from: [P, P] bool or numbers, how much peer i (row) learns from peer j (column); None
+        where the loss does not ask.
       metrics: name → number or [P], logged as means over an epoch.
       update: for teachers that learn before they teach.
     """
 
     learns: Bool[Array, " P"]
-    promoted: Bool[Array, " P"] | None = None
-    learns_from: Array | None = None
+    promoted: Any = None
+    learns_from: Any = None
     metrics: dict[str, Any] = {}  # noqa: RUF012 - never written to
     update: TeacherUpdate | None = None
 
@@ -77,7 +77,7 @@ class Batch(NamedTuple):
       labels: y; where two images are mixed, the label of the greater part.
       soft_labels: how much each image is of each class, if labels are smoothed or images mixed.
       epoch: epochs done, a whole number.
-      roles: what the method's phase settled; None in the phase itself and without one.
+      roles: the `Roles` that the phase settled; None in the phase itself.
       own_output: what the method's own network (`Method.own_network`) gives for this batch.
       memory: what `Memory.first` or, since then, `Memory.renew` gave.
     """
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
     labels: Int[Array, " B"]
     soft_labels: Float[Array, "B C"] | None = None
     epoch: Int[Array, ""] | int = 0
-    roles: Roles | None = None
+    roles: Any = None
     own_output: Any = None
     memory: Any = ()
 
@@ -197,20 +197,20 @@ class Method:
 
 
 def one_of(config, name: str, allowed: tuple) -> None:
-    """Raises `UserError` unless the setting is one of these."""
+    """Raise `UserError` unless the setting is one of these."""
     if config[name] not in allowed:
         shown = ", ".join(map(str, allowed))
         raise UserError(f"method.{name} is {config[name]!r}, allowed: {shown}")
 
 
 def at_least_two(method: str, networks: list[str]) -> None:
-    """Raises `UserError` for a group of one."""
+    """Raise `UserError` for a group of one."""
     if len(networks) < 2:
         raise UserError(f"{method} needs two networks or more, config.peers has {len(networks)}")
 
 
 def equal_networks(method: str, networks: list[str]) -> None:
-    """Raises `UserError` for a group of several architectures or of one network."""
+    """Raise `UserError` for a group of several architectures or of one network."""
     at_least_two(method, networks)
     if len(set(networks)) > 1:
         raise UserError(f"{method} needs equal networks, config.peers has {', '.join(networks)}")

@@ -16,7 +16,7 @@ from orc_jax.models.layers import dense
 
 
 class Attention(nn.Module):
-    """Query q_p = W_q f_p and key k_p = W_k f_p of every auxiliary peer, [B, P−1, D/8]."""
+    """Queries q_p = W_q f_p and keys k_p = W_k f_p of the auxiliary peers, [B, P−1, D/8] each."""
 
     @nn.compact
     def __call__(self, batch: Batch):
@@ -27,7 +27,7 @@ class Attention(nn.Module):
 
 
 def loss(config, batch: Batch):
-    """Σ_p CE_p + α ramp(e) [ Σ_{p<P−1} KD_T(z_p, m_p) + KD_T(z_leader, mean_{p<P−1} z_p) ].
+    """Compute Σ_p CE_p + α ramp(e) [ Σ_{p<P−1} KD_T(z_p, m_p) + KD_T(z_leader, mean_{p<P−1} z_p) ].
 
     m_i = Σ_j A_ij z_j, A = softmax_j(q_i · k_j) per image; gradient flows through both targets.
     """
@@ -43,7 +43,7 @@ def loss(config, batch: Batch):
 
 
 def check(config, networks):
-    """Branches are of one network, and so are the peers that attend to each other."""
+    """Raise `UserError` for fewer than three peers, or networks that cannot attend to each other."""
     one_of(config, "form", ("branch", "network"))
     if len(networks) < 3:
         raise UserError(

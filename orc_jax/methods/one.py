@@ -23,16 +23,15 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch):
-        x = dense(self.size, use_bias=False)(
-            batch.outputs.trunk[0]
-        )  # of all peers; the norm has the bias
+        trunk = batch.outputs.trunk[0]  # the same for all branches
+        x = dense(self.size, use_bias=False)(trunk)  # the norm has the bias
         scale = self.param("scale", nn.initializers.ones, (self.size,))
         bias = self.param("bias", nn.initializers.zeros, (self.size,))
         return scale * jax.nn.standardize(x, axis=0, epsilon=1e-5) + bias
 
 
 def loss(config, batch: Batch):
-    """CE_p + α ramp(e) KD_T(z_p, m) of every branch, and CE(m), m = Σ_p g_p z_p.
+    """Compute CE_p + α ramp(e) KD_T(z_p, m) of every branch, and CE(m), m = Σ_p g_p z_p.
 
     Gradient flows through m: it trains the gate.
     """

@@ -30,7 +30,7 @@ def switch(
     students: Float[Array, "S B C"],
     truth: Int[Array, " B"] | Float[Array, "B C"],
 ) -> Switch:
-    """Expert mode iff G > δ and t_label < s_label, ε = exp(−t_label / (t_label + s_label))."""
+    """Set the switches: expert mode iff G > δ and t_label < s_label, ε = exp(−t_label / (t_label + s_label))."""
     p_t, p_s = jax.nn.softmax(teachers)[:, None], jax.nn.softmax(students)[None]
     y = truth if truth.ndim == 2 else jax.nn.one_hot(truth, teachers.shape[-1])
 
@@ -44,13 +44,13 @@ def switch(
 
 
 def phase(config, batch: Batch, key) -> Roles:
-    """Sets the switches; a teacher that is paused by all of its students does not learn."""
+    """Pause every teacher that is the expert for all of its students."""
     count, size = config.teachers, len(batch.logits)
     found = switch(batch.logits[:count], batch.logits[count:], batch.truth)
     learning = ~found.expert  # [t, s]
     learns = jnp.concatenate([learning.any(axis=1), jnp.ones(size - count, bool)])
-    # weights[i, j]: how much i learns from j. All learn from all others, but a teacher not
-    # from a student that it is the expert for, and from nobody while it is paused.
+    # weights[i, j]: whether i learns from j. All peers learn from all others, with two exceptions:
+    # a teacher does not learn from a student that it is the expert for, and not while it is paused.
     weights = learns[:, None] & ~jnp.eye(size, dtype=bool)
     weights = weights.at[:count, count:].set(learning)
     metrics = {
@@ -63,7 +63,7 @@ def phase(config, batch: Batch, key) -> Roles:
 
 
 def loss(config, batch: Batch):
-    """CE_i + Σ_j KL(p_j ‖ p_i) over those whom i learns from; targets are constant."""
+    """Compute CE_i + Σ_j KL(p_j ‖ p_i) over the peers j that i learns from; targets are constant."""
     learns, weights = batch.roles.learns, batch.roles.learns_from
     pairs = losses.pairwise_kd(batch.logits, config.temperature)
     return {
@@ -73,7 +73,7 @@ def loss(config, batch: Batch):
 
 
 def check(config, networks):
-    """At least one teacher and one student."""
+    """Raise `UserError` without a teacher or without a student."""
     if not 1 <= config.teachers < len(networks):
         raise UserError(
             f"method.teachers is {config.teachers}, allowed: 1 to {len(networks) - 1} "
