@@ -1,4 +1,4 @@
-"""Every answer to settings that make no sense: before the data is there, with it, and overrides."""
+"""Checks of the config: before data is loaded, against the data, and of overrides."""
 
 import re
 
@@ -13,18 +13,19 @@ from orc_jax.errors import UserError, at_least, one_of, unknown
 
 
 def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
-    """Checks everything that can be known before data and devices are touched.
+    """Check everything that can be known before data is loaded and devices are used.
 
     Args:
       config: the whole config.
-      num_devices: how many there are.
-      own_data: the caller gives arrays, so that `data.name` names nothing.
+      num_devices: number of devices, of all processes.
+      own_data: whether the caller passes arrays, so that `data.name` is ignored.
 
     Returns:
-      The mesh shape, (data, peer).
+      The shape of the mesh, (data, peer).
 
     Raises:
-      UserError: the first thing that is wrong, with the value given and those allowed.
+      UserError: a setting is wrong. The message names the first one, with the value given and
+        the values allowed.
     """
     if not config.peers or not all(isinstance(peer, ConfigDict) for peer in config.peers):
         raise UserError(
@@ -46,15 +47,15 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     if not own_data and not config.data.name.startswith(datasets.TFDS):
         one_of(config.data.name, [*datasets.NAMES, "tfds:NAME", "package.module:load"], "data.name")
     one_of(config.data.pad_mode, ("zero", "reflect"), "data.pad_mode")
-    for key, least in (
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("eval_batch_size", 1),
-        ("eval_every", 1),
-        ("checkpoint_every", 1),
-        ("micro_batches", 1),
+    for key in (
+        "epochs",
+        "batch_size",
+        "eval_batch_size",
+        "eval_every",
+        "checkpoint_every",
+        "micro_batches",
     ):
-        at_least(config[key], least, key)
+        at_least(config[key], 1, key)
     if config.data.train_images and config.data.train_images < config.batch_size:
         raise UserError(
             f"data.train_images is {config.data.train_images}, allowed: 0 for all, or batch_size, "
@@ -70,8 +71,8 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
                 )
     for key in ("pad", "size", "workers", "eval_resize"):
         at_least(config.data[key], 0, f"data.{key}")
-    for key, least in (("val_share", 1e-9), ("memory", 0)):
-        if not least <= config.data[key] < 1:
+    for key, lowest in (("val_share", 1e-9), ("memory", 0.0)):
+        if not lowest <= config.data[key] < 1:
             raise UserError(f"data.{key} is {config.data[key]}, allowed: between 0 and 1")
     for key in ("jitter", "mixup", "cutmix"):
         at_least(config.data[key], 0, f"data.{key}")
@@ -84,7 +85,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
 
 
 def _check_peers(config, method, own_data):
-    """The peers can do what the method asks of them."""
+    """Check that the peers can do what the method needs of them."""
     for i, kind in enumerate(method.positions.kinds(config.method, len(config.peers))):
         if kind == "frozen" and not config.peers[i].init_from:
             raise UserError(
@@ -100,10 +101,11 @@ def _check_peers(config, method, own_data):
             )
         settings = [optimizers.settings(config, peer) for peer in config.peers]
         for i, peer in enumerate(config.peers):
-            for key, differs in (
-                ("optimizer", settings[i] != settings[0]),
-                ("init_from", peer.init_from != config.peers[0].init_from),
-            ):
+            differences = {
+                "optimizer": settings[i] != settings[0],
+                "init_from": peer.init_from != config.peers[0].init_from,
+            }
+            for key, differs in differences.items():
                 if differs:
                     raise UserError(
                         f"peers[{i}].{key} differs from that of peers[0], but the branches of "
@@ -116,23 +118,23 @@ def _check_peers(config, method, own_data):
 
 
 def _two_commands(config, teacher):
-    """How to train a frozen teacher, and then with it."""
+    """Return a command line that trains a frozen teacher first, and then the group with it."""
     main, file = "python -m orc_jax.main", f"configs/{config.data.name}.py"
     if config.data.name == "folder" or config.data.name.startswith(datasets.TFDS):
         main += f" --config.data.name={config.data.name} --config.data.dir={config.data.dir}"
         main += f" --config.data.size={config.data.size}"
         file = "configs/folder.py"
     networks = [peer.model for peer in config.peers]
-    place = "" if teacher == 0 else f" --config.method.teacher={teacher}"
+    position = "" if teacher == 0 else f" --config.method.teacher={teacher}"
     return (
         f"{main} --config={file}:ind:{networks[teacher]} --workdir=runs/teacher && "
-        f"{main} --config={file}:{config.method.name}:{','.join(networks)}{place} "
+        f"{main} --config={file}:{config.method.name}:{','.join(networks)}{position} "
         f"'--config.peers[{teacher}].init_from=runs/teacher'"
     )
 
 
 def _check_keys(config, template, where):
-    """The config has just the keys that the template has, at every level."""
+    """Check that the config has the keys of the template, at every level, and no others."""
     if unknown_keys := sorted(set(config) - set(template)):
         raise unknown(f"key of {where}", unknown_keys[0], template)
     if missing := sorted(set(template) - set(config)):
@@ -141,8 +143,8 @@ def _check_keys(config, template, where):
         if isinstance(value, ConfigDict):
             _check_keys(config[key], value, f"{where}.{key}")
         elif key == "peers":
-            for i, (peer, its_template) in enumerate(zip(config.peers, value, strict=True)):
-                _check_keys(peer, its_template, f"{where}.peers[{i}]")
+            for i, (peer, peer_template) in enumerate(zip(config.peers, value, strict=True)):
+                _check_keys(peer, peer_template, f"{where}.peers[{i}]")
 
 
 def _check_optimizer(settings, where):
@@ -156,14 +158,14 @@ def _check_optimizer(settings, where):
 
 
 def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
+    """Return the shape (data, peer) of the mesh, with the best sizes for those that are -1."""
     data, peer = config.mesh.data, config.mesh.peer
     for key in ("data", "peer"):
         if config.mesh[key] < 1 and config.mesh[key] != -1:
             raise UserError(f"mesh.{key} is {config.mesh[key]}, allowed: -1, or 1 or more")
     layouts = peers.layout(config, method)
     if peer == -1:
-        chosen = data == -1
-        peer = mesh.best_split(layouts, num_devices, config.batch_size) if chosen else 1
+        peer = mesh.best_split(layouts, num_devices, config.batch_size) if data == -1 else 1
     if data == -1:
         data = num_devices // peer
     if data < 1 or data * peer > num_devices:
@@ -191,15 +193,15 @@ def _mesh_shape(config, method, num_devices) -> tuple[int, int]:
 
 
 def check_data(config, dataset: datasets.Dataset, num_images: int) -> None:
-    """Checks what depends on the data.
+    """Check the settings that depend on the data.
 
     Args:
-      config: a checked config.
-      dataset: both splits.
-      num_images: how many images are trained on.
+      config: a config that `check` accepted.
+      dataset: the data set with both splits.
+      num_images: number of training images, without those that the method keeps aside.
 
     Raises:
-      UserError: the first setting that the data does not allow.
+      UserError: the data does not allow a setting.
     """
     height, width, _ = dataset.image_shape
     if config.data.pad >= min(height, width):
@@ -231,15 +233,23 @@ def check_data(config, dataset: datasets.Dataset, num_images: int) -> None:
 
 
 def check_overrides(argv: list[str]) -> None:
-    """Raises `UserError` for the first --config.KEY of the arguments that does not exist."""
-    alone = flags.FlagValues()
+    """Check that the keys of all overrides, --config.KEY=VALUE, exist.
+
+    Args:
+      argv: the command line, with --config=FILE and the program's name first.
+
+    Raises:
+      UserError: a key does not exist. The message names the first one.
+    """
+    # Load the config without its overrides, into flags that are not those of the program.
+    flag_values = flags.FlagValues()
     is_override = re.compile(r"--?config\.([^=]+)").match
-    others = [argument for argument in argv if not is_override(argument)]
-    flag = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=others)
-    alone(others, known_only=True)
-    for given in filter(None, map(is_override, argv)):
+    arguments = [argument for argument in argv if not is_override(argument)]
+    flag = config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=arguments)
+    flag_values(arguments, known_only=True)
+    for override in filter(None, map(is_override, argv)):
         node, where = flag.value, "config"
-        for key in re.findall(r"[^.\[\]]+", given[1]):
+        for key in re.findall(r"[^.\[\]]+", override[1]):
             if isinstance(node, ConfigDict) and key not in node:
                 raise unknown(f"key of {where}", key, node)
             if isinstance(node, (tuple, list)):

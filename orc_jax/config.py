@@ -1,6 +1,7 @@
-"""The whole configuration: one ConfigDict, with its defaults and its form as JSON."""
+"""The config of a run: its settings with their defaults, and how it is written as JSON."""
 
 import json
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -9,65 +10,75 @@ from orc_jax.errors import UserError
 
 
 def default_config(method: str = "orc") -> ConfigDict:
-    """The settings of a run with their defaults; `peers` are for the caller to fill."""
+    """Return the settings of a run with their defaults.
+
+    Args:
+      method: name of the method, whose own settings become `config.method`.
+
+    Returns:
+      The whole config with an empty tuple of `peers`, for the caller to fill with `peer`.
+
+    Raises:
+      UserError: there is no such method.
+    """
     config = ConfigDict()
-    config.seed = 0
-    config.epochs = 200
-    config.batch_size = 128  # images a step, over all devices
-    config.eval_batch_size = 500
-    config.eval_every = 1  # epochs
-    config.checkpoint_every = 1  # epochs
-    config.profile = False  # a trace of some steps, in the work directory
-    # Batch norm's statistics in training: of the whole batch (the same result on every mesh), or
-    # of the images that are at once on one device.
-    config.sync_batch_norm = True
-    # To need less memory: compute what is within a block twice; take a device's images in so many
-    # parts, one after the other.
-    config.remat = False
-    config.micro_batches = 1
-    config.precision = "float32"  # of the networks' activations; all else is float32
+
+    # The run.
+    config.seed = 0  # source of all randomness, 0 to 2³¹ − 1
+    config.epochs = 200  # passes over the training images
+    config.batch_size = 128  # images per training step, over all devices
+    config.eval_batch_size = 500  # images per evaluation step, rounded up to fill all devices
+    config.eval_every = 1  # epochs between evaluations; the last epoch always has one
+    config.checkpoint_every = 1  # epochs between checkpoints; the last and the best always have one
+    config.profile = False  # write a trace of steps 6 to 10 to the work directory
+
+    # Computation.
+    config.precision = "float32"  # "float32" or "bfloat16", of activations; all else is float32
+    config.sync_batch_norm = True  # statistics of the whole batch; False: of each device's images
+    config.remat = False  # compute activations again in the backward pass, to save memory
+    config.micro_batches = 1  # parts in which a device takes its images, to save memory
 
     config.data = ConfigDict()
-    config.data.name = "digits"
-    config.data.dir = "data"
-    config.data.train_images = 0  # so many of them, by the seed, each class its share; 0: all
+    # The data set.
+    config.data.name = "digits"  # one of orc_jax.data.NAMES, "tfds:NAME" or "package.module:load"
+    config.data.dir = "data"  # folder of the data set
+    config.data.train_images = 0  # number to draw by the seed, each class its share; 0: all
+    # Augmentation of the training images, and their labels.
     config.data.pad = 4  # pixels added on each side before the random crop; 0: no crop
-    config.data.pad_mode = "zero"
-    config.data.flip = True
-    config.data.resized_crop = False  # a random part, scaled, in place of the padded crop
-    config.data.jitter = 0.0  # brightness, contrast and saturation times 1 ± so much
-    config.data.erase = 0.0  # probability that a rectangle becomes the mean colour
-    config.data.trivial_augment = False  # one random change of colour or place, of any strength
-    config.data.mixup = 0.0  # α of the Beta distribution of the shares; 0: not mixed
-    config.data.cutmix = 0.0  # the same; with both, one of them for each batch
-    config.data.label_smoothing = 0.0  # ε
-    # Of image files: pixels to which they are scaled and cropped (0: they are of one size),
-    # what is cut off where there is no second split, "stop" or "skip" at a file that cannot
-    # be decoded, where decoded images are kept, and the share of the device's memory that they
-    # may take. Beyond that they are read while training, by threads or so many processes, and
-    # the shorter side of test images can be scaled to more.
-    config.data.size = 0
-    config.data.val_share = 0.1
-    config.data.on_error = "stop"
-    config.data.cache = ""
-    config.data.memory = 0.5
-    config.data.workers = 0
-    config.data.eval_resize = 0
+    config.data.pad_mode = "zero"  # "zero" or "reflect": how the added pixels are filled
+    config.data.flip = True  # mirror left to right with probability 1/2
+    config.data.resized_crop = False  # scale a random part to size, in place of the padded crop
+    config.data.jitter = 0.0  # brightness, contrast and saturation times 1 ± this; 0: unchanged
+    config.data.erase = 0.0  # probability that a rectangle gets the mean colour; 0: never
+    config.data.trivial_augment = False  # TrivialAugment: one random change of any strength
+    config.data.mixup = 0.0  # α of mixup's shares, from Beta(α, α); 0: no mixup
+    config.data.cutmix = 0.0  # α of CutMix; 0: no CutMix; with both, each batch has one of them
+    config.data.label_smoothing = 0.0  # ε, the share of a label that all classes split; 0: none
+    # Image files.
+    config.data.size = 0  # height and width in pixels, after scaling and cropping; 0: as stored
+    config.data.eval_resize = 0  # pixels of a test image's shorter side before its crop; 0: size
+    config.data.val_share = 0.1  # share of the images to test on if there is no test split
+    config.data.on_error = "stop"  # "stop" at a file that cannot be decoded, or "skip" it
+    config.data.cache = ""  # folder for decoded images; "": the user's cache folder
+    config.data.memory = 0.5  # share of the device's memory for images; larger sets are streamed
+    config.data.workers = 0  # processes that decode streamed images; 0: threads of this process
 
+    # The mesh of devices, see orc_jax/mesh.py.
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that are left
-    config.mesh.peer = -1  # devices that split the networks; -1: if data is too, the best ones
+    config.mesh.peer = -1  # devices that split the peers; -1: the best, or 1 if data is given
 
+    # The optimizer of every peer; `peers[i].optimizer` overrides it for one of them.
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.momentum = 0.9  # of sgd; β1 of adam and adamw
-    config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 5e-4
-    config.optimizer.schedule = "step"
-    config.optimizer.decay_epochs = (100, 150)
-    config.optimizer.decay = 0.1
-    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.name = "sgd"  # "sgd", "adam" or "adamw"
+    config.optimizer.learning_rate = 0.1  # initial value, after the warm-up
+    config.optimizer.momentum = 0.9  # of sgd; β1 of adam and adamw; 0: none
+    config.optimizer.nesterov = True  # of sgd: use Nesterov's momentum
+    config.optimizer.weight_decay = 5e-4  # added to the gradient; decoupled for adamw; 0: none
+    config.optimizer.schedule = "step"  # "constant", "step" or "cosine", of the learning rate
+    config.optimizer.decay_epochs = (100, 150)  # of "step": epochs at which the rate decays
+    config.optimizer.decay = 0.1  # of "step": factor of the rate at each of them
+    config.optimizer.warmup_epochs = 0.0  # epochs in which the rate rises linearly from 0; 0: none
 
     config.method = methods.defaults(method)
     config.peers = ()
@@ -75,63 +86,87 @@ def default_config(method: str = "orc") -> ConfigDict:
 
 
 def peer(model: str) -> ConfigDict:
-    """A network of the group; what is None follows the run's settings."""
+    """Return the settings of one peer.
+
+    Args:
+      model: name of its network, see `orc_jax.models`.
+
+    Returns:
+      `model`, `init_from` and `optimizer`. Optimizer settings that are None follow those of the
+      run.
+    """
     config = ConfigDict()
     config.model = model
-    config.init_from = config_dict.placeholder(str)  # checkpoint to start from
-    usual = default_config().optimizer
+    # The weights to start from: a work directory, a saved network or a PyTorch file; None: random.
+    config.init_from = config_dict.placeholder(str)
+    defaults = default_config().optimizer
     config.optimizer = ConfigDict(
-        {name: config_dict.placeholder(type(value)) for name, value in usual.items()}
+        {name: config_dict.placeholder(type(value)) for name, value in defaults.items()}
     )
     return config
 
 
 def copied(config) -> ConfigDict:
-    """A copy that shares nothing; ConfigDict's own would share the peers, which are in a tuple."""
+    """Return a deep copy of a config.
+
+    ConfigDict's own copy does not reach the peers, because they are in a tuple.
+    """
     config = config.copy_and_resolve_references()
     config.peers = tuple(peer.copy_and_resolve_references() for peer in config.peers)
     return config
 
 
 def resolved(config) -> ConfigDict:
-    """A copy whose networks have the registry's spelling; `UserError` if one is unknown."""
+    """Return a copy whose networks are spelled as in the registry.
+
+    Raises:
+      UserError: a network is unknown.
+    """
     config = copied(config)
-    for i, member in enumerate(config.peers):
+    for i, peer in enumerate(config.peers):
         try:
-            member.model = models.canonical(member.model)
+            peer.model = models.canonical(peer.model)
         except UserError as error:
             raise UserError(f"config.peers[{i}].model: {error}") from error
     return config
 
 
 def to_json(config) -> str:
-    """The config as it is written to a work directory."""
+    """Return a config as the text that is written to a work directory."""
     return config.to_json(indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """A config that `to_json` wrote."""
+    """Read a config that `to_json` wrote."""
     config = ConfigDict(json.loads(text))
     config.peers = tuple(map(ConfigDict, config.peers))
     return config
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """The keys at which two configs differ, each as "key: old value → new value"."""
-    old, new = flat(json.loads(to_json(old))), flat(json.loads(to_json(new)))
+    """List the keys at which two configs differ, each as "key: old value → new value"."""
+    before, after = flat(json.loads(to_json(old))), flat(json.loads(to_json(new)))
     return [
-        f"{key}: {old.get(key)!r} → {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent")
+        f"{key}: {before.get(key)!r} → {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, "absent") != after.get(key, "absent")
     ]
 
 
-def flat(tree, prefix=""):
-    """Nested dicts, and lists of dicts, as one dict with dotted keys."""
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts, and lists of dicts, to one dict with dotted keys.
+
+    Args:
+      tree: a dict, a list or a leaf.
+      prefix: key of the tree itself.
+    """
     if isinstance(tree, dict):
         items = {f"{prefix}.{key}" if prefix else key: value for key, value in tree.items()}
     elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
         items = {f"{prefix}[{i}]": value for i, value in enumerate(tree)}
     else:
         return {prefix: tree}
-    return {k: v for key, value in items.items() for k, v in flat(value, key).items()}
+    leaves: dict[str, Any] = {}
+    for key, value in items.items():
+        leaves |= flat(value, key)
+    return leaves

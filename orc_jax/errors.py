@@ -1,29 +1,29 @@
-"""The one exception that a user's mistake raises, its wording, and small checks that raise it."""
+"""The exception for mistakes of the user, and small checks that raise it."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: shown as one line, without a traceback."""
+    """A mistake in the user's input, which commands show as one line without a traceback."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name that does not exist, with the nearest one that does.
+    """Return an error for an unknown name that suggests the most similar known name.
 
     Args:
-      kind: what is named, in words ("network", "config key").
-      name: the name given.
-      known: the names allowed.
+      kind: what the name stands for, in words ("network", "key of config").
+      name: the unknown name.
+      known: the known names.
 
     Returns:
       The error, for the caller to raise.
     """
     known, name = list(known), str(name)
 
-    def likeness(other):
-        # Of equally near names, the one with the longest run in common: resnet21 → resnet20.
-        matcher = difflib.SequenceMatcher(None, name.lower(), other.lower())
+    def likeness(candidate):
+        # Of equally similar names, take the one with the longest common part: resnet21 → resnet20.
+        matcher = difflib.SequenceMatcher(None, name.lower(), candidate.lower())
         return matcher.ratio(), matcher.find_longest_match().size
 
     nearest = max(known, key=likeness)
@@ -32,12 +32,30 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def one_of(value, allowed: Iterable[str], where: str) -> None:
-    """Raises `UserError` unless the value, of the setting `where`, is one of these."""
+    """Check that a setting has one of the allowed values.
+
+    Args:
+      value: of the setting.
+      allowed: the values.
+      where: name of the setting, for the error.
+
+    Raises:
+      UserError: it has another value.
+    """
     if value not in allowed:
         raise unknown(f"value of {where}", value, allowed)
 
 
 def at_least(value, least, where: str) -> None:
-    """Raises `UserError` if the value, of the setting `where`, is less than this."""
+    """Check that a setting is not too small.
+
+    Args:
+      value: of the setting.
+      least: the smallest value allowed.
+      where: name of the setting, for the error.
+
+    Raises:
+      UserError: the value is less than that, or not a number.
+    """
     if not value >= least:
         raise UserError(f"{where} is {value}, allowed: {least} or more")

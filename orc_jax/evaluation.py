@@ -1,26 +1,37 @@
-"""Numbers of trained networks: top-1, top-5 and loss on the test images."""
+"""Networks in eval mode: metrics on the test images, and memories from held-out images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from orc_jax.data import stream
 from orc_jax.prepare import Setup, restore
 from orc_jax.runtime import display, metrics
+from orc_jax.state import State
 from orc_jax.step import compile_steps, evaluation_batch_size, evaluation_zeros
 
 
 def evaluate(
     workdir: str | Path, which: str = "last", data: tuple | None = None, data_dir: str = ""
 ) -> dict:
-    """Restores a checkpoint of a run and evaluates every peer and the ensemble.
+    """Restore a checkpoint of a run, evaluate every peer and the ensemble, and print the table.
 
-    Args and raises: see `prepare.restore`.
+    Args:
+      workdir: work directory of the run.
+      which: "last", "best" or the step of a checkpoint.
+      data: the arrays that the run was trained on, if it was trained on arrays (see `train`).
+      data_dir: folder of the data set, if it has moved since the training.
 
     Returns:
-      top-1, top-5 and loss, the same numbers that training logged at that step.
+      Top-1 and top-5 accuracy in percent and loss in nats (see `metrics.evaluation`): the numbers
+      that the training logged at that step.
+
+    Raises:
+      UserError: there is no such run, checkpoint or data.
     """
     setup, state, step = restore(workdir, which, data, data_dir)
     _, evaluation_step, _ = compile_steps(
@@ -33,7 +44,16 @@ def evaluate(
 
 
 def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
-    """Test metrics of every peer and of the ensemble, each image counted once."""
+    """Evaluate every peer and the ensemble on the test images, each counted once.
+
+    Args:
+      setup: of the run.
+      evaluation_step: of `compile_steps`.
+      stacks: `State.stacks`.
+
+    Returns:
+      See `metrics.evaluation`.
+    """
     sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size)))
     for split, index in evaluation_batches(setup):
         sums = evaluation_step(stacks, split, index, sums)
@@ -41,9 +61,13 @@ def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
 
 
 def evaluation_batches(setup: Setup) -> Iterator[tuple]:
-    """(split, index) for the evaluation step: every test image once."""
+    """Yield the arguments (split, batch index) of evaluation steps that see every test image once.
+
+    The split is all images on the devices; or, for images that are streamed, one batch at a time,
+    with index 0.
+    """
     split, size = setup.test_split, evaluation_batch_size(setup.config, setup.group)
-    if setup.streamed:
+    if isinstance(split, stream.OnDisk):
         for batch in stream.evaluation(split, size, setup.own_rows(size)):
             yield setup.batch_on_mesh(split, *batch), setup.on_mesh(np.int32(0))
         return
@@ -51,14 +75,45 @@ def evaluation_batches(setup: Setup) -> Iterator[tuple]:
         yield split, setup.on_mesh(np.int32(index))
 
 
-def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step: int) -> None:
-    """Prints the table of peers.
+def renewal(setup: Setup, prediction_step) -> Callable[[State], State] | None:
+    """Return a function that renews the memory of the method in a state, once an epoch.
 
     Args:
-      setup, title: of the run.
-      test: `metrics.evaluation`.
-      promotions: [P] steps in which each peer was promoted, of `step` steps.
-      step: steps done.
+      setup: of the run.
+      prediction_step: of `compile_steps`.
+
+    Returns:
+      State → state; None if the method keeps no images aside for a memory.
+    """
+    split, method, config = setup.held_out_split, setup.method, setup.config.method
+    if split is None:
+        return None
+    size = evaluation_batch_size(setup.config, setup.group)
+    count = len(split.labels)
+
+    @partial(jax.jit, out_shardings=setup.everywhere)
+    def memory(logits, labels):
+        return method.memory.renew(config, jnp.concatenate(logits, axis=1)[:, :count], labels)
+
+    def renew(state):
+        logits = [
+            prediction_step(state.stacks, split, setup.on_mesh(np.int32(index)))
+            for index in range(-(-count // size))
+        ]
+        return state.replace(method=state.method.replace(memory=memory(logits, split.labels)))
+
+    return renew
+
+
+def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step: int) -> None:
+    """Print the table of peers.
+
+    Args:
+      setup: of the run.
+      title: line above the table.
+      test: of `metrics.evaluation`.
+      promotions: number of steps in which each peer was promoted, of length P.
+      step: number of steps done.
     """
     roles = setup.method.positions.titles(setup.config.method, setup.group.size)
     shares = [count / max(step, 1) for count in promotions]

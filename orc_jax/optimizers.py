@@ -1,14 +1,14 @@
-"""Optimizers and learning-rate schedules by name, from optax.
+"""Optimizers and learning-rate schedules of optax, by name.
 
-The learning rate is applied outside the optimizer, as a function of the global step, so
-that a peer which a method pauses for a while does not lag behind in its schedule.
+The learning rate is applied outside of the optimizer, as a function of the run's step. A peer that
+a method pauses for some steps therefore does not lag behind in its schedule.
 """
 
 import optax
 from ml_collections import ConfigDict
 
-# name → (momentum, nesterov, weight_decay) → transformation without a learning rate.
-# Weight decay is coupled (added to the gradient first) as in PyTorch, but for adamw.
+# Name → function from the settings to a transformation without a learning rate. Weight decay is
+# added to the gradient before everything else, as in PyTorch; adamw alone decouples it.
 OPTIMIZERS = {
     "sgd": lambda s: optax.chain(
         optax.add_decayed_weights(s.weight_decay),
@@ -26,27 +26,45 @@ SCHEDULES = ("constant", "step", "cosine")
 
 
 def settings(config, peer) -> ConfigDict:
-    """The run's optimizer settings with those that the peer sets for itself."""
+    """Return the optimizer settings of a peer: the run's, with the peer's own in their place.
+
+    Args:
+      config: the whole config.
+      peer: one of its `peers`.
+    """
     merged = ConfigDict(config.optimizer.to_dict())
-    merged.update({k: v for k, v in peer.optimizer.items() if v is not None})
+    merged.update({key: value for key, value in peer.optimizer.items() if value is not None})
     return merged
 
 
 def optimizer(settings) -> optax.GradientTransformation:
-    """Gradient → update; the caller subtracts learning rate × update."""
+    """Return the optimizer of the given settings, without a learning rate.
+
+    The caller subtracts learning rate × update from the parameters.
+
+    Args:
+      settings: of `settings`, or `config.optimizer`.
+    """
     return OPTIMIZERS[settings.name](settings)
 
 
 def schedule(settings, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """Step → learning rate: linear warm-up, then constant, step or cosine.
+    """Return the learning rate as a function of the step.
 
-    `decay_epochs` are counted from the run's start, warm-up included, as papers do.
+    It rises linearly during the warm-up and then follows the schedule that the settings name.
+    `decay_epochs` count from the start of the run and include the warm-up, as in papers.
+
+    Args:
+      settings: of `settings`, or `config.optimizer`.
+      epochs: of the run.
+      steps_per_epoch: of the run.
     """
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     rate = settings.learning_rate
     if settings.schedule == "step":
         boundaries = {
-            round(e * steps_per_epoch) - warmup: settings.decay for e in settings.decay_epochs
+            round(epoch * steps_per_epoch) - warmup: settings.decay
+            for epoch in settings.decay_epochs
         }
         main = optax.piecewise_constant_schedule(rate, boundaries)
     elif settings.schedule == "cosine":

@@ -1,4 +1,4 @@
-"""What a config builds: data on the devices, and the group of networks."""
+"""What a config describes, built: the data on the devices and the group of networks."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from orc_jax.data import batches, stream
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.mesh import put_global
+from orc_jax.methods.method import Method
 from orc_jax.runtime import caches, display, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.workdir import began, has_data
@@ -21,25 +22,26 @@ from orc_jax.state import State, abstract_state
 
 
 class Setup(NamedTuple):
-    """What a config builds, before any weights.
+    """What a config describes, without weights.
 
     Attributes:
-      config: the whole config, with the networks' names in the registry's spelling.
-      dataset: of its splits, `train` is None where only the test images are wanted.
-      images: what the networks' images are like.
-      method: that `config.method` names.
+      config: the whole config, with the networks spelled as in the registry.
+      dataset: the data set on the host; its `train` is None in a setup for evaluation.
+      images: shape and normalisation of the images that the networks get.
+      method: the method that `config.method` names.
       group: the networks and their mesh.
-      train_split, test_split: on the devices, or still files; `train_split` is None where only
-        the test images are wanted.
+      train_split: training images on the devices, or files that are streamed; None in a setup for
+        evaluation.
+      test_split: test images, likewise.
       held_out_split: training images that the method keeps aside, or None.
-      steps_per_epoch: of the training.
-      num_params: of every peer, as the plain network that is kept.
+      steps_per_epoch: number of training steps in an epoch.
+      num_params: number of parameters of each peer, as the plain network that is saved.
     """
 
     config: Any
     dataset: datasets.Dataset
     images: Preprocessing
-    method: Any
+    method: Method
     group: peers.Group
     train_split: batches.OnDevice | stream.OnDisk | None
     test_split: batches.OnDevice | stream.OnDisk
@@ -49,51 +51,64 @@ class Setup(NamedTuple):
 
     @property
     def kept(self) -> list[int]:
-        """The peers that the training is for."""
+        """Positions of the peers that the training is for."""
         return self.method.positions.kept(self.config.method, self.group.size)
 
     @property
     def streamed(self) -> bool:
-        """Whether images are read while they are used; see `datasets.Dataset`."""
+        """Whether images are decoded while they are used, see `Dataset.streamed`."""
         return self.dataset.streamed
 
     @property
     def everywhere(self) -> NamedSharding:
-        """A copy on every device."""
+        """The sharding that puts a copy on every device."""
         return NamedSharding(self.group.mesh, PartitionSpec())
 
     def on_mesh(self, tree):
-        """A copy of host arrays on every device."""
+        """Put a copy of host arrays on every device.
+
+        Args:
+          tree: pytree of arrays, equal in every process.
+        """
         return put_global(tree, self.everywhere)
 
     def batch_on_mesh(self, split: stream.OnDisk, images, labels) -> batches.OnDevice:
-        """A batch split over the devices, from the rows of it that this process has read."""
+        """Put a streamed batch on the devices, split over the mesh axis `data`.
+
+        Args:
+          split: the split that the batch is from.
+          images, labels: the rows of the batch that `own_rows` gives to this process.
+        """
         by_rows = NamedSharding(self.group.mesh, PartitionSpec("data"))
-        rows = jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(by_rows, x), (images, labels)
+        images, labels = (
+            jax.make_array_from_process_local_data(by_rows, rows) for rows in (images, labels)
         )
-        return batches.OnDevice(*rows, split.mean, split.std)
+        return batches.OnDevice(images, labels, split.mean, split.std)
 
     def own_rows(self, batch_size: int) -> slice:
-        """The rows of a batch that this process's devices need."""
+        """Return the rows of a batch that the devices of this process need."""
         by_rows = NamedSharding(self.group.mesh, PartitionSpec("data"))
-        parts = by_rows.addressable_devices_indices_map((batch_size,)).values()
-        starts, stops, _ = zip(*(rows.indices(batch_size) for (rows,) in parts), strict=True)
+        indices = filter(None, by_rows.addressable_devices_indices_map((batch_size,)).values())
+        starts, stops, _ = zip(*(rows.indices(batch_size) for (rows,) in indices), strict=True)
         return slice(min(starts), max(stops))
 
-    def state_args(self):
-        """The arguments that `init_state` and `abstract_state` share."""
+    def state_args(self) -> tuple[Any, peers.Group, Method, tuple[int, int, int]]:
+        """Return the arguments that `init_state` and `abstract_state` have in common."""
         return self.config, self.group, self.method, self.dataset.image_shape
 
 
 def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> Setup:
-    """Checks a config, loads its data and builds its group, for training.
+    """Check a config, load its data and build its group, for training.
 
     Args:
-      config: the whole config; it is left as it is.
-      data: (train images, train labels, test images, test labels) in place of the data
-        set that the config names; see `data.from_arrays`.
-      streamed: whether a run that goes on streams its images; None: if they do not fit the memory.
+      config: the whole config, which is not changed.
+      data: (train images, train labels, test images, test labels), in place of the data set that
+        the config names, see `data.from_arrays`.
+      streamed: whether to stream the images, which a resumed run knows; None: stream them if
+        they do not fit into memory.
+
+    Returns:
+      The setup with training images.
 
     Raises:
       UserError: something in the config or the data is wrong.
@@ -107,11 +122,11 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
     dataset = dataset._replace(
         train=datasets.subsample(dataset.train, config.data.train_images, config.seed)
     )
-    share = methods.get(config.method.name).memory.held_out(config.method)
-    train, held_out = datasets.hold_out(dataset.train, share, config.seed)
+    held_out_share = methods.get(config.method.name).memory.held_out(config.method)
+    train, held_out = datasets.hold_out(dataset.train, held_out_share, config.seed)
     checks.check_data(config, dataset, len(train.labels))
-    seen = stream.sample(train, config.data) if dataset.streamed else dataset.train.images
-    images = Preprocessing(dataset.image_shape, config.data.eval_resize, *batches.scale(seen))
+    sample = stream.sample(train, config.data) if dataset.streamed else dataset.train.images
+    images = Preprocessing(dataset.image_shape, config.data.eval_resize, *batches.scale(sample))
     steps_per_epoch = len(train.labels) // config.batch_size
     return _build(config, mesh_shape, dataset, images, steps_per_epoch, train, held_out)
 
@@ -119,21 +134,21 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
 def restore(
     workdir: str | Path, which: str = "last", data: tuple | None = None, data_dir: str = ""
 ) -> tuple[Setup, State, int]:
-    """What a run's config builds, for evaluation, with a checkpoint of it.
+    """Build what a run's config describes, for evaluation, and restore a checkpoint of the run.
 
-    No training image is read: what evaluation must know of them, the run has noted.
+    No training image is read: the run noted in its work directory what evaluation needs of them.
 
     Args:
-      workdir: of the run.
+      workdir: work directory of the run.
       which: "last", "best" or the step of a checkpoint.
-      data: the arrays that the run was given, if it was given arrays (see `train`).
-      data_dir: where the data set is, if not where it was in training.
+      data: the arrays that the run was trained on, if it was trained on arrays (see `train`).
+      data_dir: folder of the data set, if it has moved since the training.
 
     Returns:
-      The setup without training images, the state, and the checkpoint's step.
+      The setup without training images, the state, and the step of the checkpoint.
 
     Raises:
-      UserError: no such run, checkpoint or data.
+      UserError: there is no such run, checkpoint or data.
     """
     config = read_config(workdir)
     if config.data.name == "arrays" and data is None:
@@ -143,10 +158,10 @@ def restore(
         )
     if not has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet")
-    devices = len(jax.devices())
-    asked = max(1, config.mesh.data) * max(1, config.mesh.peer)
-    if asked > devices or config.batch_size % devices:
-        config.mesh.data = config.mesh.peer = 1  # trained on another machine
+    num_devices = len(jax.devices())
+    mesh_size = max(1, config.mesh.data) * max(1, config.mesh.peer)
+    if mesh_size > num_devices or config.batch_size % num_devices:
+        config.mesh.data = config.mesh.peer = 1  # the run was trained on another machine
     if data_dir:
         config.data.dir = data_dir
     with Checkpoints(workdir) as checkpoints:
@@ -156,23 +171,23 @@ def restore(
 
 
 def _prepare_test(workdir, config, data) -> Setup:
-    """What `prepare` gives, without training images."""
+    """Do the same as `prepare` with the test images alone, for a run that has begun."""
     mesh_shape = checks.check(config, len(jax.devices()), own_data=data is not None)
-    noted = began(workdir)
+    notes = began(workdir)
     if data is None:
-        size, host = noted.images.image_shape[0], _host(config)
-        dataset = datasets.load_test(config, noted.class_names, size, noted.streamed, host)
+        size, host = notes.images.image_shape[0], _host(config)
+        dataset = datasets.load_test(config, notes.class_names, size, notes.streamed, host)
     else:
         test = datasets.from_arrays(data[:2], data[2:]).test
-        dataset = datasets.Dataset(None, test, noted.class_names)
+        dataset = datasets.Dataset(None, test, notes.class_names)
     if not has_data(workdir, dataset):
         raise UserError(f"{workdir} was trained on other images or labels than these")
-    steps_per_epoch = noted.train_images // config.batch_size
-    return _build(config, mesh_shape, dataset, noted.images, steps_per_epoch)
+    steps_per_epoch = notes.train_images // config.batch_size
+    return _build(config, mesh_shape, dataset, notes.images, steps_per_epoch)
 
 
 def _host(config) -> datasets.Host:
-    """This program, for loading data."""
+    """Return what loading data needs of this program."""
     return datasets.Host(
         folder=Path(config.data.cache or caches.directory()),
         progress=display.progress,
@@ -184,7 +199,13 @@ def _host(config) -> datasets.Host:
 def _build(
     config, mesh_shape, dataset, images, steps_per_epoch, train=None, held_out=None
 ) -> Setup:
-    """The group, and the splits on its mesh: those to train on, kept aside, and to evaluate on."""
+    """Build the group and put the splits on its mesh.
+
+    Args:
+      config, dataset, images, steps_per_epoch: see `Setup`.
+      mesh_shape: (data, peer).
+      train, held_out: the training images and those kept aside, on the host; None for none.
+    """
     devices = np.array(jax.devices()[: mesh_shape[0] * mesh_shape[1]]).reshape(mesh_shape)
     mesh = jax.sharding.Mesh(devices, ("data", "peer"))
     method = methods.get(config.method.name)
@@ -198,7 +219,7 @@ def _build(
     everywhere = NamedSharding(mesh, PartitionSpec())
     scale = images.mean, images.std
 
-    def placed(split):
+    def place(split):
         if split is None:
             return None
         if dataset.streamed:
@@ -211,9 +232,9 @@ def _build(
         images=images,
         method=method,
         group=group,
-        train_split=placed(train),
-        test_split=placed(dataset.test),
-        held_out_split=placed(held_out),
+        train_split=place(train),
+        test_split=place(dataset.test),
+        held_out_split=place(held_out),
         steps_per_epoch=steps_per_epoch,
         num_params=num_params,
     )

@@ -1,6 +1,7 @@
-"""Recipes: which networks train by which method with which settings.
+"""Recipes: which networks are trained by which method and with which settings.
 
-A config file holds a table of them by name. What a recipe does not set is `default_config`'s.
+A config file has a dict of recipes by name. Settings that a recipe leaves out have the values of
+`orc_jax.default_config`.
 """
 
 from importlib.util import find_spec
@@ -16,11 +17,11 @@ class Recipe(NamedTuple):
     """How a group is trained.
 
     Attributes:
-      method: its name.
-      networks: of the peers, in order.
-      run: settings of the run, nested as in the config.
-      settings: of the method, where they are not its defaults.
-      optimizers: network → optimizer settings of its own.
+      method: name of the method.
+      networks: names of the peers' networks, in peer order.
+      run: settings of the run that differ from the defaults, nested as in the config.
+      settings: settings of the method that differ from its defaults.
+      optimizers: network → optimizer settings of the peers with this network.
     """
 
     method: str
@@ -31,44 +32,48 @@ class Recipe(NamedTuple):
 
 
 def build(file: str, recipes: dict[str, Recipe], preset: str):
-    """Build the config of a preset: "NAME", or "NAME:NETWORK,NETWORK,…" for other networks.
+    """Build the config of a preset, "NAME" or "NAME:NETWORK,NETWORK,…".
 
-    NAME is one of the recipes, or "module:METHOD" for a method of your own.
+    NAME is one of the recipes, or "module:METHOD" for a method of the user's own, which gets the
+    networks and settings of the recipe "ind".
 
     Args:
-      file: the config file, for error messages.
-      recipes: its presets by name.
-      preset: what the user wrote after the file's name.
+      file: path of the config file, for error messages.
+      recipes: the recipes of the file by name.
+      preset: what the user wrote after the path and a colon.
+
+    Returns:
+      The whole config.
 
     Raises:
-      UserError: there is no such preset.
+      UserError: there is no such preset, method or network.
     """
     name, _, networks = preset.partition(":")
-    attribute, _, others = networks.partition(":")
+    attribute, _, networks_of_own = networks.partition(":")
     if name in recipes:
         recipe = recipes[name]
     elif is_import_name(f"{name}:{attribute}") and ("." in name or find_spec(name)):
-        # A method from outside: the networks and settings of independent training.
-        recipe, networks = recipes["ind"]._replace(method=f"{name}:{attribute}"), others
+        recipe = recipes["ind"]._replace(method=f"{name}:{attribute}")
+        networks = networks_of_own
     else:
         raise unknown(f"preset of {file}", name, recipes)
-    given = networks.split(",") if networks else recipe.networks
-    if not all(given):
+    names = networks.split(",") if networks else recipe.networks
+    if not all(names):
         raise UserError(f"{file}:{preset} has an empty network name")
-    peers = tuple(map(models.canonical, given))
+    names = [models.canonical(network) for network in names]
     config = configs.default_config(recipe.method)
     config.update(recipe.run)
     config.method.update(recipe.settings)
-    config.peers = tuple(configs.peer(network) for network in peers)
+    config.peers = tuple(configs.peer(network) for network in names)
     for peer in config.peers:
         peer.optimizer.update(recipe.optimizers.get(peer.model, {}))
     return config
 
 
-# OKDDip's program (AAAI 2020), for every row of its tables.
+# The settings of OKDDip (AAAI 2020, arXiv 1912.00350) for all rows of its tables.
 OKDDIP = {"epochs": 300, "optimizer": {"decay_epochs": (150, 225)}}
 
-# The DCM authors' program (ECCV 2020).
+# The settings of DCM (ECCV 2020, arXiv 2008.07816), as in its authors' code.
 DCM = {
     "epochs": 200,
     "data": {"pad_mode": "reflect"},
@@ -77,7 +82,11 @@ DCM = {
 
 
 def baselines(data: dict) -> dict[str, Recipe]:
-    """OKDDip's and DCM's recipes, which data sets share; `data` are their settings of it."""
+    """Return the recipes of OKDDip's and DCM's comparisons, which several data sets share.
+
+    Args:
+      data: settings of the data set, as in `config.data`.
+    """
 
     def recipe(method, networks, run, **settings):
         return Recipe(method, networks, run | {"data": data | run.get("data", {})}, settings)

@@ -1,4 +1,4 @@
-"""The loop: data, state, steps, evaluation, checkpoints, metrics."""
+"""Training: the loop over epochs and steps, with evaluation, checkpoints and metrics."""
 
 import collections
 import time
@@ -14,7 +14,7 @@ import numpy as np
 from orc_jax import peers
 from orc_jax.data import batches, stream
 from orc_jax.errors import UserError
-from orc_jax.evaluation import evaluate_split, show_table
+from orc_jax.evaluation import evaluate_split, renewal, show_table
 from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, metrics, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint
@@ -22,17 +22,17 @@ from orc_jax.runtime.profile import Profiler
 from orc_jax.runtime.signals import Interruption
 from orc_jax.runtime.workdir import Lock, began, check, create
 from orc_jax.state import State, abstract_state, failures, init_state, streams
-from orc_jax.step import compile_steps, evaluation_batch_size
+from orc_jax.step import compile_steps
 from orc_jax.trained import saved
 
 
 class Result(NamedTuple):
-    """What `train` gives back.
+    """What `train` returns.
 
     Attributes:
-      state: after the last step.
-      metrics: the last epoch's record (see `metrics`); empty if none was finished.
-      finished: False after SIGTERM or Ctrl-C.
+      state: the state after the last step.
+      metrics: record of the last finished epoch (see `runtime/metrics.py`); empty if there is none.
+      finished: whether all epochs are done; False after SIGTERM or Ctrl-C.
     """
 
     state: State
@@ -41,29 +41,30 @@ class Result(NamedTuple):
 
 
 def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
-    """Trains the group that a config describes, or goes on where it was stopped.
+    """Train the group that a config describes, or resume its training.
 
     Args:
-      config: the whole config, e.g. from `configs/digits.py` or `orc_jax.default_config`.
-      workdir: where config, metrics, roles and checkpoints go. The same call again
-        resumes there.
-      data: arrays to train on in place of a named data set, (train images, train labels,
-        test images, test labels): uint8 [N, H, W(, channels)] and integers [N].
+      config: the whole config, e.g. of `configs/digits.py` or `orc_jax.default_config`.
+      workdir: work directory for config, metrics, roles and checkpoints. The same call resumes a
+        run that was stopped.
+      data: arrays to train on in place of a named data set, (train images, train labels, test
+        images, test labels): uint8 [N, H, W] or [N, H, W, channels], and integers [N].
 
     Returns:
       The final state and metrics.
 
     Raises:
-      UserError: wrong config, data or checkpoint, another run's work directory, or a loss
-        that is no longer finite.
+      UserError: the config, the data or a checkpoint is wrong, the work directory belongs to
+        another run, or the loss is no longer finite.
     """
     called, workdir = time.monotonic(), Path(workdir)
     if data is not None:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
-    # On a machine of other memory too, a run goes on as it began.
+    # A run streams to its end what it streamed at first, even if the memory has another size now.
     streamed = began(workdir).streamed if (workdir / "config.json").exists() else None
     setup = prepare(config, data, streamed)
+    assert setup.train_split is not None  # it is for evaluation alone
     config = setup.config
     check(workdir, config, setup.dataset)
     weights = {}
@@ -74,102 +75,159 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         create(workdir, config, setup.dataset, setup.images, len(setup.train_split.labels))
         processes.barrier("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
-            return _train(setup, workdir, weights, checkpoints, interruption, called)
+            return _Loop(setup, workdir, weights, checkpoints, interruption, called).run()
 
 
-def _train(setup, workdir, weights, checkpoints, interruption, called) -> Result:
-    config, group, per_epoch = setup.config, setup.group, setup.steps_per_epoch
-    train_step, evaluation_step, prediction_step = compile_steps(
-        config, group, setup.method, streamed=setup.streamed
-    )
-    renew = renewal(setup, prediction_step)
-    step = checkpoints.step("last") or 0
-    if step:
-        state = checkpoints.restore(step, abstract_state(*setup.state_args()))
-    else:
-        state = init_state(*setup.state_args(), weights)
-    records = [record for record in metrics.read(workdir) if record["step"] <= step]
-    record = records[-1] if records else {}
-    best = max((_score(setup, record) for record in records if "test" in record), default=-1.0)
+class _Loop:
+    """The training of a run, from its last checkpoint on.
 
-    shown = display.Display(group.names, config.epochs, per_epoch, config.batch_size)
-    profiler = Profiler(config.profile and processes.is_main(), workdir)
-    with metrics.Writers(workdir, group.names, step) as writers, profiler, shown:
-        _introduce(setup, workdir, step, shown)
-        shown.begin(step)
-        running = collections.deque()
-        following = training_batches(setup, step)
-        for epoch in range(step // per_epoch, config.epochs):
-            if renew and step == epoch * per_epoch:
-                state = renew(state)
-            epoch_began, first = time.monotonic(), step
-            while step < (epoch + 1) * per_epoch and not interruption.stops_before(step):
-                split, order = next(following)
-                profiler.before_step(state)
-                with jax.transfer_guard("disallow"):
-                    state = train_step(state, split, order)
-                    running.append(jnp.copy(state.step))
-                step += 1
-                if called:
-                    running[0].block_until_ready()
-                    shown.say(f"first step after {time.monotonic() - called:.1f} s")
-                    called = None
-                # Two steps are enough in flight: a signal must not wait for thirty.
-                if len(running) > 2:
-                    running.popleft().block_until_ready()
-                if shown.due():
-                    # Of several processes all must compute the same, whatever their clocks say.
-                    if jax.process_count() == 1:
-                        _check_finite(setup, state, checkpoints)
-                    shown.update(step, _training(state))
-            _check_finite(setup, state, checkpoints)
-            if step < (epoch + 1) * per_epoch:
-                checkpoints.save(step, state, None)
-                checkpoints.wait()
-                shown.say(
-                    f"stopped by {interruption.requested} at step {step}: checkpoint saved, "
-                    "the same command goes on from here"
-                )
-                return Result(state, record, finished=False)
+    Attributes:
+      state: the current state.
+      step: number of steps done.
+      record: record of the last finished epoch; empty if there is none.
+      best: highest score of an epoch (see `metrics.target_top1`); -1 if there is none.
+      called: time at which `train` was called; None once the first step is done.
+      in_flight: an output of each step that the devices may not have finished.
+    """
 
-            seconds = time.monotonic() - epoch_began
-            record = {
-                "epoch": epoch + 1,
-                "step": step,
-                "seconds": round(seconds, 3),
-                "images_per_second": round((step - first) * config.batch_size / seconds, 1),
-                "train": _training(state),
-            }
-            is_last = epoch + 1 == config.epochs
-            score = None
-            if (epoch + 1) % config.eval_every == 0 or is_last:
-                record["test"] = evaluate_split(setup, evaluation_step, state.stacks)
-                score = _score(setup, record)
-            writers.write(record)
-            shown.epoch(record)
-            is_best = score is not None and score > best
-            if (epoch + 1) % config.checkpoint_every == 0 or is_last or is_best:
-                checkpoints.save(step, state, score)
-            best = score if is_best else best
-    checkpoints.wait()
-    if "test" not in record:  # a finished run whose metrics were deleted
-        record["test"] = evaluate_split(setup, evaluation_step, state.stacks)
-    _save_kept(setup, workdir, state)
-    title = f"{config.method.name} after epoch {config.epochs}"
-    show_table(setup, title, record["test"], state.promotions.tolist(), step)
-    return Result(state, record, finished=True)
+    def __init__(self, setup: Setup, workdir, weights, checkpoints, interruption, called):
+        config, group = setup.config, setup.group
+        self.setup, self.workdir = setup, workdir
+        self.checkpoints, self.interruption = checkpoints, interruption
+        self.train_step, self.evaluation_step, prediction_step = compile_steps(
+            config, group, setup.method, streamed=setup.streamed
+        )
+        self.renew = renewal(setup, prediction_step)
+
+        self.step = checkpoints.step("last") or 0
+        if self.step:
+            self.state = checkpoints.restore(self.step, abstract_state(*setup.state_args()))
+        else:
+            self.state = init_state(*setup.state_args(), weights)
+        records = [record for record in metrics.read(workdir) if record["step"] <= self.step]
+        self.record: dict = records[-1] if records else {}
+        scores = [_score(setup, record) for record in records if "test" in record]
+        self.best = max(scores, default=-1.0)
+
+        self.called = called
+        self.in_flight: collections.deque[jax.Array] = collections.deque()
+        self.shown = display.Display(
+            group.names, config.epochs, setup.steps_per_epoch, config.batch_size
+        )
+        self.profiler = Profiler(config.profile and processes.is_main(), workdir)
+
+    def run(self) -> Result:
+        """Train to the end of the last epoch, or until a signal asks to stop."""
+        setup, per_epoch, shown = self.setup, self.setup.steps_per_epoch, self.shown
+        writers = metrics.Writers(self.workdir, setup.group.names, self.step)
+        with writers, self.profiler, shown:
+            _introduce(setup, self.workdir, self.step, shown)
+            shown.begin(self.step)
+            following = training_batches(setup, self.step)
+            for epoch in range(self.step // per_epoch, setup.config.epochs):
+                first, last = self.step, (epoch + 1) * per_epoch
+                if self.renew and first == epoch * per_epoch:
+                    self.state = self.renew(self.state)
+                began = time.monotonic()
+                self._train_epoch(following, last)
+                _check_finite(setup, self.state, self.checkpoints)
+                if self.step < last:
+                    return self._stop()
+                self._end_epoch(epoch + 1, time.monotonic() - began, self.step - first, writers)
+        return self._finish()
+
+    def _train_epoch(self, following, last: int) -> None:
+        """Train up to the step `last`, or until a signal asks to stop.
+
+        Args:
+          following: iterator of `training_batches`.
+          last: number of steps done at the end of the epoch.
+        """
+        while self.step < last and not self.interruption.stops_before(self.step):
+            split, order = next(following)
+            self.profiler.before_step(self.state)
+            with jax.transfer_guard("disallow"):
+                self.state = self.train_step(self.state, split, order)
+                self.in_flight.append(jnp.copy(self.state.step))
+            self.step += 1
+            if self.called:
+                self.in_flight[0].block_until_ready()
+                self.shown.say(f"first step after {time.monotonic() - self.called:.1f} s")
+                self.called = None
+            # Two steps in flight keep the devices busy; with more, a signal would wait for them.
+            if len(self.in_flight) > 2:
+                self.in_flight.popleft().block_until_ready()
+            if self.shown.due():
+                # The check is a computation of all processes, but their clocks differ.
+                if jax.process_count() == 1:
+                    _check_finite(self.setup, self.state, self.checkpoints)
+                self.shown.update(self.step, _training(self.state))
+
+    def _stop(self) -> Result:
+        """Save a checkpoint in the middle of an epoch."""
+        self.checkpoints.save(self.step, self.state, None)
+        self.checkpoints.wait()
+        self.shown.say(
+            f"stopped by {self.interruption.requested} at step {self.step}: checkpoint saved, "
+            "the same command goes on from here"
+        )
+        return Result(self.state, self.record, finished=False)
+
+    def _end_epoch(self, epoch: int, seconds: float, steps: int, writers) -> None:
+        """Evaluate the networks, write the epoch's record and save a checkpoint, if they are due.
+
+        Args:
+          epoch: number of epochs done.
+          seconds, steps: duration of the epoch, since the run was resumed if it was within it.
+          writers: of the metrics.
+        """
+        setup, config = self.setup, self.setup.config
+        self.record = {
+            "epoch": epoch,
+            "step": self.step,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(steps * config.batch_size / seconds, 1),
+            "train": _training(self.state),
+        }
+        is_last, score = epoch == config.epochs, None
+        if epoch % config.eval_every == 0 or is_last:
+            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state.stacks)
+            score = _score(setup, self.record)
+        writers.write(self.record)
+        self.shown.epoch(self.record)
+        is_best = score is not None and score > self.best
+        if epoch % config.checkpoint_every == 0 or is_last or is_best:
+            self.checkpoints.save(self.step, self.state, score)
+        if score is not None:
+            self.best = max(self.best, score)
+
+    def _finish(self) -> Result:
+        """Save the networks that are kept, and print the table of peers."""
+        setup, config = self.setup, self.setup.config
+        self.checkpoints.wait()
+        if "test" not in self.record:  # the metrics of a finished run were deleted
+            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state.stacks)
+        _save_kept(setup, self.workdir, self.state)
+        title = f"{config.method.name} after epoch {config.epochs}"
+        show_table(setup, title, self.record["test"], self.state.promotions.tolist(), self.step)
+        return Result(self.state, self.record, finished=True)
 
 
 def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
-    """(split, order) for the train step, from this step on to the last one.
+    """Yield the arguments (split, order) of the train step, from a step on to the last one.
 
-    The split is all images on the devices and the order that of the epoch; or, for images
-    that are streamed, the split is one batch, in the order in which it came.
+    The split is all images on the devices, and the order [steps, B] is that of the epoch; or, for
+    images that are streamed, the split is one batch at a time, in the order in which it was read.
+
+    Args:
+      setup: of the run.
+      step: number of steps done.
     """
-    config, split = setup.config, setup.train_split
-    last, shape = config.epochs * setup.steps_per_epoch, (setup.steps_per_epoch, config.batch_size)
-    if setup.streamed:
-        order = setup.on_mesh(np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
+    config, split, per_epoch = setup.config, setup.train_split, setup.steps_per_epoch
+    assert split is not None  # it is for evaluation alone
+    if isinstance(split, stream.OnDisk):
+        slots = np.arange(config.batch_size, dtype=np.int32)
+        order = setup.on_mesh(np.broadcast_to(slots, (per_epoch, config.batch_size)))
         rows = setup.own_rows(config.batch_size)
         for batch in stream.training(
             split, config.seed, config.batch_size, config.epochs, step, rows
@@ -180,41 +238,20 @@ def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
         batches.epoch_order, static_argnums=(2, 3), out_shardings=setup.everywhere
     )
     key, count = streams(config.seed)[1], len(split.labels)
-    for at in range(step, last):
-        if at == step or at % shape[0] == 0:
-            epoch = setup.on_mesh(np.int32(at // shape[0]))
+    for current in range(step, config.epochs * per_epoch):
+        if current == step or current % per_epoch == 0:
+            epoch = setup.on_mesh(np.int32(current // per_epoch))
             order = epoch_order(key, epoch, count, config.batch_size)
         yield split, order
 
 
 def _score(setup, record) -> float:
+    """Return the accuracy in percent by which checkpoints are compared."""
     return metrics.target_top1(record["test"], setup.kept, setup.num_params)
 
 
-def renewal(setup, prediction_step):
-    """State → state with a new memory of the method, or None if it keeps none."""
-    split, method, config = setup.held_out_split, setup.method, setup.config.method
-    if split is None:
-        return None
-    size = evaluation_batch_size(setup.config, setup.group)
-    count = len(split.labels)
-
-    @partial(jax.jit, out_shardings=setup.everywhere)
-    def memory(logits, labels):
-        return method.memory.renew(config, jnp.concatenate(logits, axis=1)[:, :count], labels)
-
-    def renew(state):
-        logits = [
-            prediction_step(state.stacks, split, setup.on_mesh(np.int32(index)))
-            for index in range(-(-count // size))
-        ]
-        return state.replace(method=state.method.replace(memory=memory(logits, split.labels)))
-
-    return renew
-
-
 def _save_kept(setup, workdir, state):
-    """Writes the networks that the training was for, each as a plain one, to `networks/PEER`."""
+    """Save the peers that the training was for as plain networks, in `networks/PEER`."""
     for peer in setup.kept:
         description = {
             "network": setup.group.names[peer],
@@ -228,11 +265,13 @@ def _save_kept(setup, workdir, state):
 
 
 def _training(state: State) -> dict:
+    """Return the metrics of the current epoch's train steps, see `metrics.training`."""
     sums, promotions = jax.device_get((state.sums, state.promotions))
     return metrics.training(sums, promotions)
 
 
 def _introduce(setup, workdir, step, shown):
+    """Print what is trained, on which data, devices and files, and from which step on."""
     devices = setup.group.mesh.devices
     names = ", ".join(setup.group.names)
     shown.say(
@@ -248,16 +287,22 @@ def _introduce(setup, workdir, step, shown):
 
 
 def _check_finite(setup, state, checkpoints):
-    """Stops a run whose outputs or weights are not finite; nothing after that is saved."""
+    """Check that the outputs and weights of all peers have been finite so far.
+
+    It is called before every checkpoint, so that none is saved with other weights.
+
+    Raises:
+      UserError: they have not.
+    """
     members = tuple(stack.peers for stack in setup.group.stacks)
     failed_at = jax.device_get(failures(members, setup.everywhere, state))
     if (failed_at < 0).all():
         return
     step = failed_at[failed_at >= 0].min()
-    who = [f"{i} ({setup.group.names[i]})" for i in np.flatnonzero(failed_at == step)]
+    failed = [f"{i} ({setup.group.names[i]})" for i in np.flatnonzero(failed_at == step)]
     last = checkpoints.step("last")
     kept = "no checkpoint yet" if last is None else f"the checkpoint of step {last} is kept"
     raise UserError(
-        f"the loss of peer {', '.join(who)} is not finite from step {step} on: stopped; {kept}. "
+        f"the loss of peer {', '.join(failed)} is not finite from step {step} on: stopped; {kept}. "
         "A lower learning rate or a warm-up often helps."
     )

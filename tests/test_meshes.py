@@ -6,9 +6,8 @@ import pytest
 from conftest import QUICK, run_command, tiny_config
 from test_step import build, in_peer_order, run
 
-from orc_jax.evaluation import evaluate_split
+from orc_jax.evaluation import evaluate_split, renewal
 from orc_jax.step import compile_steps
-from orc_jax.training import renewal
 
 DATA, PEER, BOTH = (8, 1), (1, 4), (2, 4)
 FOUR = ("pixels",) * 4
