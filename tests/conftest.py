@@ -1,5 +1,6 @@
 """What tests share: golden numbers, a tiny network and group, a compilation cache."""
 
+import gc
 import json
 import os
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "orc_jax_test_cache")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Programs need not know the lines that they come from, which costs a twentieth of the time.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import flax.linen as nn
 import jax
@@ -29,7 +32,8 @@ from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import ResidualBlock, Stem
 
 # XLA's older way to make programs takes half of the time; a later XLA may not have it any more.
-OLDER = "--xla_cpu_use_fusion_emitters=false"
+# One part of a program at a time costs less than several, and there are other tests to run.
+OLDER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if "XLA_FLAGS" not in os.environ:
     trial = [sys.executable, "-c", "import jax; jax.devices()"]
     known = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": OLDER}, capture_output=True)
@@ -129,6 +133,9 @@ def pytest_collection_modifyitems(items):
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
+
+# Tracing makes millions of objects that live on: looking for garbage often takes a tenth of it.
+gc.set_threshold(100_000, 20, 20)
 
 # The programs of most tests run a few steps: optimising them would take half of the time.
 jax.config.update("jax_disable_most_optimizations", True)
