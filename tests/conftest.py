@@ -198,6 +198,12 @@ def tiny_data(seed=0, train=50, test=21, num_classes=5):
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
+# Of what a test waits for and that never comes; no test measures time.
+TOO_LONG = 3600
+# Before a command's module: the command then knows the networks of `TINY`.
+WITH_TINY = "tests/tiny_command.py"
+
+
 def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
     """Runs `python ARGS` in the repository's root; the output is text."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
@@ -207,7 +213,7 @@ def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
         env=os.environ | {"XLA_FLAGS": flags} | kwargs.pop("env", {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TOO_LONG,
         **kwargs,
     )
     if check:
