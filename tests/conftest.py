@@ -1,5 +1,6 @@
 """What tests share: golden numbers, a tiny network and group, a compilation cache."""
 
+import gc
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from pathlib import Path
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "orc_jax_test_cache")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Programs need not know the lines that they come from, which costs a twentieth of the time.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import flax.linen as nn
 import jax
@@ -30,7 +33,8 @@ from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import ResidualBlock, Stem
 
 # XLA's older way to make programs takes half of the time; a later XLA may not have it any more.
-OLDER = "--xla_cpu_use_fusion_emitters=false"
+# One part of a program at a time costs less than several, and there are other tests to run.
+OLDER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if "XLA_FLAGS" not in os.environ:
     trial = [sys.executable, "-c", "import jax; jax.devices()"]
     known = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": OLDER}, capture_output=True)
@@ -131,6 +135,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
+# Tracing makes millions of objects that live on: looking for garbage often takes a tenth of it.
+gc.set_threshold(100_000, 20, 20)
+
 # The programs of most tests run a few steps: optimising them would take half of the time.
 jax.config.update("jax_disable_most_optimizations", True)
 
@@ -204,6 +211,12 @@ def readme_code(containing):
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
+# Of what a test waits for and that never comes; no test measures time.
+TOO_LONG = 3600
+# Before a command's module: the command then knows the networks of `TINY`.
+WITH_TINY = "tests/tiny_command.py"
+
+
 def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
     """Runs `python ARGS` in the repository's root; the output is text."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
@@ -213,7 +226,7 @@ def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
         env=os.environ | {"XLA_FLAGS": flags} | kwargs.pop("env", {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TOO_LONG,
         **kwargs,
     )
     if check:

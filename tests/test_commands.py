@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import QUICK, ROOT, assert_trees_equal, run_command
+from conftest import QUICK, ROOT, TOO_LONG, WITH_TINY, assert_trees_equal, run_command
 
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import Checkpoints
@@ -34,7 +34,7 @@ def test_digits_command_of_the_readme(tmp_path):
     evaluates to what it logged."""
     workdir = tmp_path / "run"
     args = (f"--workdir={workdir}", "--config.epochs=5")
-    result = run_command(*TRAIN, *args, env={"JAX_LOG_COMPILES": "1"})
+    result = run_command(*TRAIN, *args, env=QUICK | {"JAX_LOG_COMPILES": "1"})
     records = metrics.read(workdir)
     assert len(records) == json.loads((workdir / "config.json").read_text())["epochs"]
     assert max(records[-1]["test"]["top1"][1:]) >= 90
@@ -45,7 +45,7 @@ def test_digits_command_of_the_readme(tmp_path):
     compiled = [line for line in log if "Finished XLA compilation of jit(step)" in line]
     assert len(compiled) == 2, compiled
 
-    evaluated = run_command("-m", "orc_jax.evaluate", f"--workdir={workdir}")
+    evaluated = run_command("-m", "orc_jax.evaluate", f"--workdir={workdir}", env=QUICK)
     rows = [line for line in evaluated.stdout.splitlines() if "resnet8" in line]
     for row, top1, loss in zip(
         rows, records[-1]["test"]["top1"], records[-1]["test"]["loss"], strict=True
@@ -53,43 +53,51 @@ def test_digits_command_of_the_readme(tmp_path):
         assert f"{top1:.2f}" in row and f"{loss:.4f}" in row
 
 
-def start(*args):
+def start(*args, **env):
     return subprocess.Popen(
         [sys.executable, *args],
         cwd=ROOT,
-        env=os.environ | QUICK,
+        env=os.environ | QUICK | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
 def stop_in_epoch_two(workdir, args, number):
     """Starts a run, sends it a signal within its second epoch; returns (exit status, output).
 
-    The first epoch's checkpoint is there as soon as it is whole: Orbax renames it then.
+    The run waits there. The first epoch's checkpoint is there as soon as it is whole: Orbax
+    renames it then.
     """
-    process = start(*args)
-    deadline = time.monotonic() + 200
-    while not (workdir / "checkpoints" / str(STEPS_PER_EPOCH)).exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.01)
+    here, go = workdir.parent / "held", workdir.parent / "go"
+    hold = str(STEPS_PER_EPOCH * 3 // 2)
+    process = start(*args, HOLD=hold, HELD=str(here), GO=str(go))
+    wait_for(workdir / "checkpoints" / str(STEPS_PER_EPOCH), process)
+    wait_for(here, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    go.touch()
+    output, _ = process.communicate(timeout=TOO_LONG)
     return process.returncode, output
 
 
 @pytest.mark.parametrize(
     "preset, number",
     [
-        ("okddip:resnet8,resnet8,resnet8", signal.SIGKILL),  # has parameters of its own
+        ("okddip:pixels,pixels,pixels", signal.SIGKILL),  # has parameters of its own
         ("switokd:resnet8,resnet8", signal.SIGTERM),  # pauses peers
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
     settings = ("--config.epochs=2", "--config.batch_size=8", "--config.seed=3")
     settings = (*settings, "--config.data.train_images=960")
-    command = ("-m", "orc_jax.main", f"--config=configs/digits.py:{preset}", *settings)
+    command = (WITH_TINY, "orc_jax.main", f"--config=configs/digits.py:{preset}", *settings)
     full, workdir = tmp_path / "full", tmp_path / "stopped"
     run_command(*command, f"--workdir={full}", env=QUICK)
     args = (*command, f"--workdir={workdir}")
@@ -121,9 +129,7 @@ def test_a_work_directory_is_one_processs(tmp_path):
     args = (*args, f"--workdir={tmp_path / 'run'}")
     process = start(*args)
     try:
-        while not (tmp_path / "run" / "config.json").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_for(tmp_path / "run" / "config.json", process)
         second = run_command(*args, check=False)
         assert second.returncode == 1
         assert "another process is training in" in second.stderr
@@ -167,6 +173,7 @@ def test_evaluate_needs_a_run(tmp_path):
 
 def test_several_devices_and_the_default_work_directory(tmp_path):
     """Named after config and method, in the folder where the command runs."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     result = subprocess.run(
         [
             *(sys.executable, "-m", "orc_jax.main"),
@@ -175,9 +182,7 @@ def test_several_devices_and_the_default_work_directory(tmp_path):
             "--config.data.train_images=640",
         ],
         cwd=tmp_path,
-        env=os.environ
-        | QUICK
-        | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env=os.environ | QUICK | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
         check=True,
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import QUICK, ROOT, run_command
+from conftest import QUICK, ROOT, TOO_LONG, WITH_TINY, run_command
 from test_folder import picture, save
 
 import orc_jax
@@ -30,10 +30,10 @@ def command(tmp_path_factory):
             save(root / "val" / name / f"{j}.png", picture(1000 * i + j, (8, 8)))
     settings = {"dir": root, "size": 8, "memory": 0, "cache": root.parent, "resized_crop": True}
     changes = [f"--config.data.{key}={value}" for key, value in settings.items()]
-    config = "--config=configs/folder.py:dml:resnet8,resnet8"
+    config = "--config=configs/folder.py:dml:pixels,pixels"
     # At a low learning rate, so that rounding stays rounding for a while.
     changes += ["--config.optimizer.learning_rate=0.001", "--config.epochs=20"]
-    return ["-m", "orc_jax.main", config, *changes, "--config.batch_size=8"]
+    return [WITH_TINY, "orc_jax.main", config, *changes, "--config.batch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +68,10 @@ def start(count, *args):
     ]
 
 
-def end(processes, timeout=120):
+def end(processes):
     """(exit status, output, errors) of each."""
     try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
+        outputs = [process.communicate(timeout=TOO_LONG) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -79,10 +79,8 @@ def end(processes, timeout=120):
 
 
 def wait_for(path, processes):
-    deadline = time.monotonic() + 120
     while not path.exists():
         assert all(process.poll() is None for process in processes), end(processes)
-        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -119,9 +117,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(command, alone,
     processes = start(2, *command)
     wait_for(tmp_path / "two" / "checkpoints" / str(PER_EPOCH), processes)
     processes[1].send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    (status, _, errors), _ = end(processes, timeout=60)
-    assert time.monotonic() - began < 60 and status != 0
+    (status, _, errors), _ = end(processes)
+    assert status != 0
     # Ours; JAX's own if it noticed first, or while a checkpoint was written.
     assert "another process of this run has ended" in errors or "another task died" in errors
 

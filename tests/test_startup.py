@@ -17,6 +17,7 @@ def no_cache_yet(monkeypatch, tmp_path):
     keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {key: getattr(jax.config, key) for key in keys}
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield tmp_path
     for key, value in before.items():
