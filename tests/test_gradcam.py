@@ -164,7 +164,7 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
         ([f"{workdir}/config.json"], [], "no image that Pillow knows"),
         (["test:0-2"], ["1", "2"], "--classes has 2 names for 3 images"),
         (["test:0"], ["ten"], "unknown class 'ten'"),
-        (file, ["true"], "--classes=true: of black no label is known"),
+        (file, ["true"], "--classes=true: the label of black is not known"),
     ):
         with pytest.raises(UserError, match=message):
             gradcam.classes_of(classes, subject, inspect.pictures(images, subject))

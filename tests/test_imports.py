@@ -1,8 +1,13 @@
 """Which modules import which: one way, at the top of the file, and nothing slow before its use."""
 
 import ast
+import pkgutil
+from importlib import import_module
+from types import FunctionType
 
-from conftest import ROOT, run_command
+from conftest import ROOT, run_command, tiny_config, tiny_data
+
+import orc_jax
 
 PACKAGE = ROOT / "orc_jax"
 # The rooms of the package, from the ground up: each imports from those in lines above its own.
@@ -92,3 +97,17 @@ def test_slow_packages_are_imported_where_they_are_used():
     slow = {"sklearn", "tensorflow_datasets", "grain", "tensorflow", "torch", "matplotlib"}
     code = f"import sys, orc_jax; print(*{slow!r} & sys.modules.keys())"
     assert run_command("-c", code).stdout.split() == []
+
+
+def test_importing_every_module_hides_no_function(tmp_path):
+    """Files of the same names as functions stand beside them: evaluate.py, for example."""
+    for module in pkgutil.walk_packages(orc_jax.__path__, "orc_jax."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    for function in (orc_jax.evaluate, orc_jax.train):
+        assert isinstance(function, FunctionType)
+    config = tiny_config(("pixels", "pixels"), "dml")
+    config.epochs = 1
+    result = orc_jax.train(config, tmp_path / "run", tiny_data())
+    test = orc_jax.evaluate(tmp_path / "run", data=tiny_data())
+    assert test["top1"] == result.metrics["test"]["top1"]

@@ -43,12 +43,12 @@ def test_calibration_of_a_case_computed_by_hand():
 
 
 def test_confusion_and_agreement_by_hand():
-    labels, named = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 2, 2, 1, 1, 2])
-    counts = findings.confusion(labels, named, 3)
+    labels, predicted = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 2, 2, 1, 1, 2])
+    counts = findings.confusion(labels, predicted, 3)
     np.testing.assert_array_equal(counts, [[1, 0, 2], [0, 1, 0], [0, 1, 1]])
     assert findings.most_confused(counts, 9) == [(0, 2, 2), (2, 1, 1)]
     assert findings.most_confused(counts, 1) == [(0, 2, 2)]
-    shares = findings.agreement(np.stack([labels, named]))
+    shares = findings.agreement(np.stack([labels, predicted]))
     np.testing.assert_allclose(shares, [[1, 0.5], [0.5, 1]])
 
 
@@ -56,7 +56,7 @@ def test_answers_of_peers_and_ensemble_by_hand():
     """Softmax outputs (0.8, 0.2) and (0.1, 0.9) have the mean (0.45, 0.55)."""
     logits = np.log([[[0.8, 0.2]], [[0.1, 0.9]]])
     found = findings.answers(np.array([0]), np.array([0]), logits)
-    assert found.named[:, 0].tolist() == [0, 1, 1]
+    assert found.predicted[:, 0].tolist() == [0, 1, 1]
     np.testing.assert_allclose(found.confidence[:, 0], [0.8, 0.9, 0.55])
     np.testing.assert_allclose(found.loss[:, 0], -np.log([0.8, 0.1, 0.45]))
     assert found.top5.all()

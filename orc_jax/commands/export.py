@@ -15,7 +15,9 @@ def main() -> None:
     out = flags.DEFINE_string(
         "out", None, "Directory to write; an older export there is replaced.", required=True
     )
-    peer = flags.DEFINE_string("peer", "best", "Network to export: best, ensemble, or a peer's position.")
+    peer = flags.DEFINE_string(
+        "peer", "best", "Network to export: best, ensemble, or a peer's position."
+    )
     checkpoint = flags.DEFINE_string(
         "checkpoint", "last", "Checkpoint to use: last, best, or its step."
     )

@@ -14,7 +14,9 @@ from orc_jax.insight.inspect import of_network, of_run, of_state, pictures
 def main() -> None:
     """Run the command."""
     workdir = flags.DEFINE_string("workdir", "", "Work directory of a run, for all of its peers.")
-    network = flags.DEFINE_string("network", "", "Directory of a saved network, in place of --workdir.")
+    network = flags.DEFINE_string(
+        "network", "", "Directory of a saved network, in place of --workdir."
+    )
     images = flags.DEFINE_list(
         "images",
         None,

@@ -10,9 +10,7 @@ from orc_jax.trained.import_torch import import_torch
 def main() -> None:
     """Run the command."""
     model = flags.DEFINE_string("model", None, "Name of the network.", required=True)
-    num_classes = flags.DEFINE_integer(
-        "num_classes", None, "Number of classes.", required=True
-    )
+    num_classes = flags.DEFINE_integer("num_classes", None, "Number of classes.", required=True)
     out = flags.DEFINE_string("out", None, "Directory to write; must not exist.", required=True)
     channels = flags.DEFINE_integer("channels", 3, "Channels of the images.")
     mean = flags.DEFINE_list(

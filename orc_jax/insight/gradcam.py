@@ -1,7 +1,7 @@
-"""`python -m orc_jax.gradcam --workdir=RUN --images=…`: where in an image each peer looks.
+"""Grad-CAM: where in an image each peer finds the evidence for a class.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) over the output of the last stage: heat maps
-side by side, and all of them as surfaces in one plot, as SwitOKD compares teacher and student.
+The heat maps (Selvaraju et al. 2017, arXiv 1610.02391) are of the last stage's output. They are
+drawn side by side, and as surfaces in one plot, as SwitOKD compares teacher and student.
 """
 
 from collections.abc import Callable
@@ -20,29 +20,29 @@ from orc_jax.insight import figures
 from orc_jax.insight.inspect import Picture, Subject
 from orc_jax.models.network import Network
 
-PREDICTED = -1  # in place of a class: the one that the network itself names
+PREDICTED = -1  # stands for the class that the network predicts
 
 
 def heat_maps(
     network: Network, variables, images: Float[Array, "B H W channels"], classes: Int[Array, " B"]
 ) -> Float[Array, "B h w"]:
-    """Grad-CAM, L^c = ReLU(Σ_k α_k A_k) with α_k = 1/(h·w) Σ_ij ∂z_c / ∂A_kij.
+    """Compute Grad-CAM, L^c = ReLU(Σ_k α_k A_k) with α_k = 1/(h·w) Σ_ij ∂z_c / ∂A_kij.
 
-    A_k is channel k of the last stage's output, z_c the logit of the class asked for.
+    A_k is channel k of the last stage's output, z_c the logit of class c.
 
     Args:
-      network: of `orc_jax.models`.
-      variables: its {"params", "batch_stats"}; they are not changed.
+      network: see `orc_jax.models`.
+      variables: {"params", "batch_stats"} of the network.
       images: normalised.
-      classes: c of every image.
+      classes: c for each image.
 
     Returns:
-      The maps at the resolution of the last stage, 0 and above.
+      Heat maps at the resolution h × w of the last stage, at least 0.
     """
     activations = network.apply(variables, images, method="last_stage")
 
     def total(activations):
-        # One gradient for all images: in eval mode a logit depends on its own image alone.
+        # In eval mode a logit depends only on its own image: one gradient serves all images.
         logits = network.apply(variables, activations, method=_head)
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
 
@@ -55,7 +55,15 @@ def _head(network, activations):
 
 
 def over_image(maps: Float[Array, "B h w"], height: int, width: int) -> Float[Array, "B H W"]:
-    """Maps scaled to the image (bilinear) and each to a maximum of 1; one of zeros stays so."""
+    """Scale heat maps to the size of the image (bilinear), and each to a maximum of 1.
+
+    Args:
+      maps: see `heat_maps`.
+      height, width: of the image in pixels.
+
+    Returns:
+      The maps, 0 to 1; a map of zeros stays as it is.
+    """
     maps = jax.image.resize(maps, (len(maps), height, width), "linear")
     peak = maps.max(axis=(1, 2), keepdims=True)
     return maps / jnp.where(peak > 0, peak, 1)
@@ -63,7 +71,7 @@ def over_image(maps: Float[Array, "B h w"], height: int, width: int) -> Float[Ar
 
 @flax.struct.dataclass
 class View:
-    """What a peer makes of images.
+    """Heat maps and predictions of a peer for B images.
 
     Attributes:
       heat: [B, H, W], 0 to 1, for the class `shown`.
@@ -77,30 +85,41 @@ class View:
 
 
 def view(network: Network, variables, images, classes) -> View:
-    """Heat maps and answers of a network; a class can be `PREDICTED`."""
-    probabilities = jax.nn.softmax(network.apply(variables, images, train=False))
+    """Compute the heat maps and predictions of a network.
+
+    Args:
+      network, variables, images: see `heat_maps`.
+      classes: class for each image, or `PREDICTED`.
+    """
+    logits: Any = network.apply(variables, images, train=False)
+    probabilities = jax.nn.softmax(logits)
     shown = jnp.where(classes == PREDICTED, probabilities.argmax(axis=1), classes)
     maps = heat_maps(network, variables, images, shown)
     return View(over_image(maps, *images.shape[1:3]), probabilities, shown)
 
 
 def classes_of(names: list[str], subject: Subject, shown: list[Picture]) -> list[int]:
-    """The class whose evidence is asked for in every image.
+    """Find the class whose evidence is shown, for each image.
 
     Args:
-      names: none for what each peer predicts; "true" for the labels; one class for all images,
-        or one for each.
+      names: empty for the class that each peer predicts, ["true"] for the labels, or one class for
+        all images, or one for each.
+      subject: networks, with the names of their classes.
+      shown: images.
 
     Raises:
-      UserError: there is no such class, a label is not known, or the numbers differ.
+      UserError: a class is unknown, the label of an image is unknown, or there are neither one
+        class nor as many as images.
     """
     if not names:
         return [PREDICTED] * len(shown)
     if names == ["true"]:
+        labels = []
         for picture in shown:
             if picture.label is None:
-                raise UserError(f"--classes=true: of {picture.name} no label is known")
-        return [picture.label for picture in shown]
+                raise UserError(f"--classes=true: the label of {picture.name} is not known")
+            labels.append(picture.label)
+        return labels
     for name in names:
         if name not in subject.class_names:
             raise unknown("class", name, subject.class_names)
@@ -111,16 +130,17 @@ def classes_of(names: list[str], subject: Subject, shown: list[Picture]) -> list
 
 
 def viewer(subject: Subject) -> Callable[[Picture, int], list[View]]:
-    """(image, class as in `view`) → what every peer makes of it; compiled once a network."""
-    compiled = {}
-    for peer in subject.peers:
-        compiled.setdefault(id(peer.network), jax.jit(partial(view, peer.network)))
+    """Return a function (image, class as in `view`) → the `View` of every peer.
+
+    Peers with equal networks share one compiled program.
+    """
+    # Equal networks are the same object, and a Flax module need not be hashable.
+    networks = {id(peer.network): peer.network for peer in subject.peers}
+    compiled = {key: jax.jit(partial(view, network)) for key, network in networks.items()}
 
     def views(picture, label):
-        images, classes = (
-            batches.normalise(subject.images, picture.pixels[None]),
-            jnp.array([label]),
-        )
+        images = batches.normalise(subject.images, picture.pixels[None])
+        classes = jnp.array([label])
         return [
             jax.device_get(compiled[id(peer.network)](peer.variables, images, classes))
             for peer in subject.peers
@@ -129,34 +149,55 @@ def viewer(subject: Subject) -> Callable[[Picture, int], list[View]]:
     return views
 
 
-def captions(subject: Subject, seen: list[View]) -> list[str]:
-    """Of every peer: what it is, its answer and, if the map is of another class, that one."""
-    found = []
-    for peer, one in zip(subject.peers, seen, strict=True):
-        answer, shown = int(one.probabilities[0].argmax()), int(one.shown[0])
-        lines = [
-            f"{subject.class_names[c]}: {100 * one.probabilities[0, c]:.1f} %"
-            for c in (answer, shown)
-        ]
-        what = "" if answer == shown else f"\nheat of {lines[1]}"
-        found.append(f"{peer.title}\n{lines[0]}{what}")
-    return found
+def captions(subject: Subject, views: list[View]) -> list[str]:
+    """Caption the heat map of each peer: title, predicted class, and the class shown if it differs.
+
+    Args:
+      subject: the peers.
+      views: of each peer, for one image.
+    """
+    texts = []
+    for peer, its_view in zip(subject.peers, views, strict=True):
+        probabilities, shown = its_view.probabilities[0], int(its_view.shown[0])
+        predicted = int(probabilities.argmax())
+        text = f"{peer.title}\n{_with_probability(subject, probabilities, predicted)}"
+        if shown != predicted:
+            text += f"\nheat of {_with_probability(subject, probabilities, shown)}"
+        texts.append(text)
+    return texts
+
+
+def _with_probability(subject, probabilities, c):
+    return f"{subject.class_names[c]}: {100 * probabilities[c]:.1f} %"
 
 
 def draw(subject: Subject, shown: list[Picture], classes: list[int], out: Path) -> list[Path]:
-    """Writes two PNGs an image, heat maps and surfaces; returns their paths."""
+    """Write two PNGs for each image, heat maps and surfaces.
+
+    Args:
+      subject: networks whose heat maps are drawn.
+      shown: images.
+      classes: class for each image, or `PREDICTED`.
+      out: directory to write.
+
+    Returns:
+      The paths of the PNGs.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
-    written, views = [], viewer(subject)
+    written, views_of = [], viewer(subject)
     for i, (picture, label) in enumerate(zip(shown, classes, strict=True)):
-        seen = views(picture, label)
-        heat = [one.heat[0] for one in seen]
+        views = views_of(picture, label)
+        heat = [peer.heat[0] for peer in views]
         name = picture.name
         if picture.label is not None:
             name += f"\nlabel {subject.class_names[picture.label]}"
-        texts = captions(subject, seen)
+        texts = captions(subject, views)
         for suffix, figure in (
             ("", figures.overlays(name, picture.pixels, texts, heat)),
             ("-surfaces", figures.surfaces(name.replace("\n", ", "), texts, heat)),

@@ -1,4 +1,4 @@
-"""What figures show: trained networks, and images as these networks see them."""
+"""Trained networks and images for the figures."""
 
 import re
 from pathlib import Path
@@ -17,12 +17,12 @@ from orc_jax.trained import networks
 
 
 class Peer(NamedTuple):
-    """A network to look at.
+    """A network of a group.
 
     Attributes:
-      title: its position, name and role.
-      network: the very same module for equal networks, so that it is compiled once.
-      variables: {"params", "batch_stats"} of the plain network.
+      title: position, name and role of the peer.
+      network: the module; equal networks share one, so that it is compiled once.
+      variables: {"params", "batch_stats"}, without auxiliary heads.
     """
 
     title: str
@@ -31,13 +31,13 @@ class Peer(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """Networks, and images for them.
+    """The networks that figures are drawn of.
 
     Attributes:
       peers: in the order of the group.
-      images: what images must be like.
-      class_names: in the order of their indices.
-      test: the run's test split, if it is at hand.
+      images: preprocessing of their images, with the shape.
+      class_names: [C], in the order of the outputs.
+      test: the test split of the run, or None.
     """
 
     peers: list[Peer]
@@ -47,7 +47,13 @@ class Subject(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image [H, W, channels] uint8 with its name, and its label if that is known."""
+    """An image.
+
+    Attributes:
+      name: for titles and file names.
+      pixels: uint8 [H, W, channels].
+      label: None if it is not known.
+    """
 
     name: str
     pixels: np.ndarray
@@ -55,88 +61,104 @@ class Picture(NamedTuple):
 
 
 def of_run(workdir: str | Path, checkpoint: str = "last") -> Subject:
-    """All peers of a run's checkpoint, without its data; see `networks.from_run`."""
-    chosen = networks.from_run(workdir, "ensemble", checkpoint)
-    return _subject(chosen, _titles(read_config(workdir)))
+    """Load all peers from a checkpoint of a run, without its test images.
+
+    Args:
+      workdir: work directory of the run.
+      checkpoint: "last", "best" or the step of a checkpoint.
+
+    Raises:
+      UserError: there is no such run or checkpoint.
+    """
+    trained = networks.from_run(workdir, "ensemble", checkpoint)
+    return _subject(trained, _titles(read_config(workdir)))
 
 
 def of_state(setup: prepare.Setup, state) -> Subject:
-    """All peers of a run, with its test images; see `prepare.restore`."""
+    """Take all peers of a run from its state, with the test images; see `prepare.restore`."""
     stacks, layout = jax.device_get(state.stacks), setup.group.stacks
     variables = [peers.plain_variables(layout, stacks, i) for i in range(setup.group.size)]
-    names = setup.dataset.class_names
-    chosen = networks.TrainedNetworks(setup.group.names, variables, names, setup.images)
-    return _subject(chosen, _titles(setup.config), setup.dataset.test)
+    names = list(setup.dataset.class_names)
+    trained = networks.TrainedNetworks(setup.group.names, variables, names, setup.images)
+    return _subject(trained, _titles(setup.config), setup.dataset.test)
 
 
 def _titles(config):
     roles = methods.get(config.method.name).positions.titles(config.method, len(config.peers))
-    named = enumerate(zip(config.peers, roles, strict=True))
-    return [f"{i} {peer.model}, {role}" for i, (peer, role) in named]
+    numbered = enumerate(zip(config.peers, roles, strict=True))
+    return [f"{i} {peer.model}, {role}" for i, (peer, role) in numbered]
 
 
 def of_network(directory: str | Path) -> Subject:
-    """A saved network by itself, see `networks.from_saved`."""
-    chosen = networks.from_saved(directory)
-    return _subject(chosen, chosen.networks)
+    """Load a saved network as the only peer, see `networks.from_saved`."""
+    trained = networks.from_saved(directory)
+    return _subject(trained, trained.networks)
 
 
-def _subject(chosen, titles, test=None):
-    modules = {name: models.create(name, len(chosen.class_names)) for name in chosen.networks}
-    members = zip(titles, chosen.networks, chosen.variables, strict=True)
+def _subject(trained, titles, test=None):
+    modules = {name: models.create(name, len(trained.class_names)) for name in trained.networks}
+    members = zip(titles, trained.networks, trained.variables, strict=True)
     return Subject(
         peers=[Peer(title, modules[name], variables) for title, name, variables in members],
-        images=chosen.images,
-        class_names=tuple(chosen.class_names),
+        images=trained.images,
+        class_names=tuple(trained.class_names),
         test=test,
     )
 
 
 def pictures(images: list[str], subject: Subject) -> list[Picture]:
-    """The images asked for: files, folders, or `test:FIRST-LAST` of the test split.
+    """Load images from files, from folders, or from the test split.
+
+    Args:
+      images: paths of files and folders, `test:INDEX` or `test:FIRST-LAST`.
+      subject: networks, with the preprocessing of their images and the test split.
 
     Raises:
-      UserError: there is no such file or index, or a file is no image.
+      UserError: there is no such file or index, or a file is not an image.
     """
-    found = []
+    loaded: list[Picture] = []
     for name in images:
-        if chosen := re.fullmatch(r"test:(\d+)(?:-(\d+))?", name):
-            first, last = int(chosen[1]), int(chosen[2] or chosen[1])
+        if bounds := re.fullmatch(r"test:(\d+)(?:-(\d+))?", name):
+            first, last = int(bounds[1]), int(bounds[2] or bounds[1])
             if first > last:
                 raise UserError(f"{name} has no image, allowed: test:FIRST-LAST, as in test:0-7")
             if subject.test is not None:
-                _is_there(subject, last)  # before others are decoded
-            found += [of_test(subject, at) for at in range(first, last + 1)]
+                _check_index(subject, last)  # before any image is decoded
+            loaded += [of_test(subject, index) for index in range(first, last + 1)]
         elif Path(name).is_dir():
-            found += [_of_file(subject, Path(path)) for path in folder.images_below(name)]
+            loaded += [_of_file(subject, Path(path)) for path in folder.images_below(name)]
         else:
-            found.append(_of_file(subject, Path(name)))
-    if not found:
+            loaded.append(_of_file(subject, Path(name)))
+    if not loaded:
         raise UserError(f"--images={','.join(images)} has no image ({', '.join(folder.SUFFIXES)})")
-    return found
+    return loaded
 
 
-def of_test(subject: Subject, at: int) -> Picture:
-    """The test image at this place (`UserError` if there is none, or it is damaged)."""
+def of_test(subject: Subject, index: int) -> Picture:
+    """Load an image of the test split.
+
+    Raises:
+      UserError: there is no test split or no such image, or the image is damaged.
+    """
     test = subject.test
     if test is None:
-        raise UserError(f"test:{at} is an image of a run: give --workdir, or image files")
-    _is_there(subject, at)
+        raise UserError(f"test:{index} is an image of a run: give --workdir, or image files")
+    _check_index(subject, index)
     if isinstance(test, Images):
-        pixels = test.images[at]
+        pixels = test.images[index]
     else:
         size, _, channels = subject.images.image_shape
         try:
-            pixels = decode.decode(test.file(at), size, subject.images.resize, channels)
+            pixels = decode.decode(test.file(index), size, subject.images.resize, channels)
         except faults.FAULTS as error:
-            raise UserError(f"test:{at}: {faults.reason(test.name(at), error)}") from error
-    return Picture(f"test-{at}", pixels, int(test.labels[at]))
+            raise UserError(f"test:{index}: {faults.reason(test.name(index), error)}") from error
+    return Picture(f"test-{index}", pixels, int(test.labels[index]))
 
 
-def _is_there(subject, at):
+def _check_index(subject, index):
     count = len(subject.test.labels)
-    if at >= count:
-        raise UserError(f"test:{at} is not there, allowed: test:0 to test:{count - 1}")
+    if index >= count:
+        raise UserError(f"test:{index} is not there, allowed: test:0 to test:{count - 1}")
 
 
 def _of_file(subject, path):

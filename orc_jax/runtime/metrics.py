@@ -8,7 +8,6 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -154,13 +153,12 @@ def _summary_writer():
     It would import PyTorch if that is installed, which takes two seconds, only to know its
     tensors.
     """
-    modules: dict[str, Any] = sys.modules
-    modules.setdefault("torch", None)
+    sys.modules.setdefault("torch", None)
     try:
         from tensorboardX import SummaryWriter
     finally:
-        if modules["torch"] is None:
-            del modules["torch"]
+        if sys.modules["torch"] is None:
+            del sys.modules["torch"]
     return SummaryWriter
 
 

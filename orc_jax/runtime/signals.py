@@ -20,7 +20,7 @@ class Interruption:
       requested: name of the signal that asked the run to end; empty if none did.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = ""
         self._handlers: dict[int, Any] = {}  # those that were set before
 

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.export --workdir=RUN --out=DIR`: a trained network to be used elsewhere."""
+"""Export a trained network to files that other programs read."""
 
 import json
 import shutil
@@ -18,60 +18,65 @@ FILES = {*formats.FORMS, "export.json", "README.md"}
 def export(
     workdir: str | Path, out: str | Path, peer: str | int = "best", checkpoint: str = "last"
 ) -> dict:
-    """Writes a run's network, or the ensemble, in every form that it has; all of it or nothing.
+    """Write a network of a run, or the ensemble, in every format that it has.
+
+    The directory is replaced as a whole, or left as it is if an error is raised.
 
     Args:
-      workdir: of the run.
-      out: directory to be made; an older export there is replaced.
+      workdir: work directory of the run.
+      out: directory to write; an older export there is replaced.
       peer, checkpoint: see `networks.from_run`.
 
     Returns:
-      What `export.json` says.
+      The content of `export.json`.
 
     Raises:
-      UserError: there is no such network, or `out` is something else.
+      UserError: there is no such run, checkpoint or peer, `out` cannot be written, or it is
+        neither empty nor an export.
     """
-    given, out = out, Path(out).absolute()
+    directory = Path(out).absolute()
     try:
-        there = {file.name for file in out.iterdir()} if out.exists() else set()
+        files = {file.name for file in directory.iterdir()} if directory.exists() else set()
     except OSError as error:
-        raise UserError(f"{out} cannot be read: {error.strerror}") from error
-    others = there - FILES if "export.json" in there else there
-    if others:
-        raise UserError(f"{out} is not empty and not an export: {sorted(others)[0]} is in it")
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
+    foreign = files - FILES if "export.json" in files else files
+    if foreign:
+        raise UserError(
+            f"{directory} is not empty and not an export: {sorted(foreign)[0]} is in it"
+        )
     peer = str(peer)
-    chosen, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
+    trained, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
     data = json.loads((Path(workdir) / "data.json").read_text())
-    new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        parameters = [variables["params"] for variables in chosen.variables]
+        parameters = [variables["params"] for variables in trained.variables]
         about = {
-            "networks": chosen.networks,
-            "peer": chosen.peer,
+            "networks": trained.networks,
+            "peer": trained.peer,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
-            "class_names": chosen.class_names,
-            "images": chosen.images.to_json(),
-            "step": chosen.step,
-            "scores": chosen.scores,
-            "files": formats.write(chosen, new),
+            "class_names": trained.class_names,
+            "images": trained.images.to_json(),
+            "step": trained.step,
+            "scores": trained.scores,
+            "files": formats.write(trained, new),
             "command": f"python -m orc_jax.export --workdir={workdir} --peer={peer} "
-            f"--checkpoint={checkpoint} --out={given}",
+            f"--checkpoint={checkpoint} --out={out}",
             "versions": versions(),
             "training": {"command": run.command, "versions": run.versions},
             "data": data,
             "config": json.loads(read_config(workdir).to_json()),
         }
         (new / "export.json").write_text(json.dumps(about, indent=2) + "\n")
-        (new / "README.md").write_text(model_card.text(about, out.name), encoding="utf-8")
+        (new / "README.md").write_text(model_card.text(about, directory.name), encoding="utf-8")
         shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.replace(old)
-        new.replace(out)
+        if directory.exists():
+            directory.replace(old)
+        new.replace(directory)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+        raise UserError(f"{directory} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return about

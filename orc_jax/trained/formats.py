@@ -1,4 +1,4 @@
-"""The files of an export: each is written, loaded back, and compared."""
+"""The formats of an export: each file is made, read back, and compared with the network."""
 
 import logging
 from collections.abc import Callable
@@ -19,34 +19,39 @@ from orc_jax.trained import torch_weights
 from orc_jax.trained.model import read_stablehlo
 from orc_jax.trained.networks import TrainedNetworks, logits
 
-# Of the logits' differences from the network itself, in units of the largest logit or of 1.
+# The largest difference allowed between the logits of a file and of the network, relative to the
+# largest logit, or absolute where all logits are below 1.
 TOLERANCE = 1e-4
 
 
-def write(chosen: TrainedNetworks, directory: Path) -> dict[str, float | str]:
-    """Writes a network in every form that it has.
+def write(trained: TrainedNetworks, directory: Path) -> dict[str, float | str]:
+    """Write a network in every format that it has.
+
+    Args:
+      trained: a network, or an ensemble of several.
+      directory: where the files go; it exists.
 
     Returns:
-      File → the largest difference of its logits from the network's own, on random images; or
-      why it was left out.
+      For each file, the largest difference between its logits and the network's on random images,
+      or the reason why it was left out.
 
     Raises:
       UserError: StableHLO cannot be written.
     """
-    # GPUs would round what goes into a product to ten bits.
+    # By default, GPUs round the factors of a product to ten bits.
     with jax.default_matmul_precision("highest"):
-        return _write(chosen, directory)
+        return _write(trained, directory)
 
 
-def _write(chosen, directory):
-    shape = (4, *chosen.images.image_shape)
+def _write(trained, directory):
+    shape = (4, *trained.images.image_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    expected = _run(chosen, chosen.variables)(images)
+    expected = _run(trained, trained.variables)(images)
     results = {}
     for name, (make, read) in FORMS.items():
         try:
-            content = make(chosen)
-            difference = float(np.abs(np.asarray(read(chosen, content)(images)) - expected).max())
+            content = make(trained)
+            difference = float(np.abs(np.asarray(read(trained, content)(images)) - expected).max())
             if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
                 raise Unavailable(f"its logits differ by {difference:.2g}")
         except Unavailable as error:
@@ -58,123 +63,137 @@ def _write(chosen, directory):
 
 
 class Unavailable(Exception):
-    """A form that this network does not have, and why."""
+    """The reason why a network does not have a format."""
 
 
-def _run(chosen, variables):
-    return partial(jax.jit(partial(logits, chosen)), variables)
+def _run(trained, variables):
+    return partial(jax.jit(partial(logits, trained)), variables)
 
 
-def stablehlo(chosen: TrainedNetworks) -> bytes:
-    """A program for any batch size, on CPUs and NVIDIA GPUs; `jax.export` reads it.
+def stablehlo(trained: TrainedNetworks) -> bytes:
+    """Make the program of a network, which `jax.export` reads.
+
+    It takes any batch size, and runs on CPUs and NVIDIA GPUs.
 
     Raises:
       UserError: flatbuffers is missing.
     """
 
     def run(images):
-        # As fast as on either: the two have different convolutions.
-        cpu, cuda = (partial(_made_for, target, chosen) for target in ("cpu", "any"))
-        return lax.platform_dependent(chosen.variables, images, cpu=cpu, default=cuda)
+        # Which form of a convolution is fast depends on the platform.
+        cpu, cuda = (partial(_made_for, target, trained) for target in ("cpu", "any"))
+        return lax.platform_dependent(trained.variables, images, cpu=cpu, default=cuda)
 
-    exported = jax.export.export(jax.jit(run), platforms=("cpu", "cuda"))(_any_batch(chosen))
+    exported = jax.export.export(jax.jit(run), platforms=("cpu", "cuda"))(_any_batch(trained))
     try:
         return bytes(exported.serialize())
     except ImportError as error:
         raise UserError("StableHLO is written with flatbuffers: pip install flatbuffers") from error
 
 
-def _made_for(target, chosen, variables, images):
+def _made_for(target, trained, variables, images):
     with made_for(target):
-        return logits(chosen, variables, images)
+        return logits(trained, variables, images)
 
 
-def _any_batch(chosen):
+def _any_batch(trained):
     (batch,) = jax.export.symbolic_shape("batch")
-    return jax.ShapeDtypeStruct((batch, *chosen.images.image_shape), np.uint8)
+    return jax.ShapeDtypeStruct((batch, *trained.images.image_shape), np.uint8)
 
 
-def weights(chosen: TrainedNetworks) -> bytes:
-    """Safetensors of the variables, named as in the tree: params/stem/conv1/kernel.
+def weights(trained: TrainedNetworks) -> bytes:
+    """Make a safetensors file of the variables, named by their path: params/stem/conv1/kernel.
 
-    Those of an ensemble's networks begin with their number, 0/params/….
+    For an ensemble, the path begins with the network's number: 0/params/….
     """
-    tensors = traverse_util.flatten_dict(_tree(chosen), sep="/")
+    tensors = traverse_util.flatten_dict(_tree(trained), sep="/")
     return _safetensors(tensors, "flax")
 
 
-def _tree(chosen):
-    if chosen.peer != "ensemble":
-        return chosen.variables[0]
-    return {str(i): variables for i, variables in enumerate(chosen.variables)}
+def _tree(trained):
+    if trained.peer != "ensemble":
+        return trained.variables[0]
+    return {str(i): variables for i, variables in enumerate(trained.variables)}
 
 
-def read_weights(chosen: TrainedNetworks, content: bytes) -> Callable:
-    """The network with the variables of `weights`."""
+def read_weights(trained: TrainedNetworks, content: bytes) -> Callable:
+    """Return the network, images → logits, with the variables of a file that `weights` made."""
     tree = traverse_util.unflatten_dict(safetensors.numpy.load(content), sep="/")
-    if chosen.peer != "ensemble":
-        return _run(chosen, [tree])
-    return _run(chosen, [tree[str(i)] for i in range(len(tree))])
+    if trained.peer != "ensemble":
+        return _run(trained, [tree])
+    return _run(trained, [tree[str(i)] for i in range(len(tree))])
 
 
-def torch(chosen: TrainedNetworks) -> bytes:
-    """Safetensors by the names of the network's PyTorch program."""
-    if chosen.peer == "ensemble":
-        raise Unavailable("an ensemble is no network of PyTorch's: export its peers one by one")
-    (network,), (variables,) = chosen.networks, chosen.variables
+def torch(trained: TrainedNetworks) -> bytes:
+    """Make a safetensors file of the variables, with the names of the network's PyTorch program.
+
+    Raises:
+      Unavailable: this is an ensemble, or the network has no PyTorch program.
+    """
+    if trained.peer == "ensemble":
+        raise Unavailable("PyTorch has no such ensemble: export its peers one by one")
+    (network,), (variables,) = trained.networks, trained.variables
     if not models.entry(network).torch_names:
         raise Unavailable(f"{network} has no PyTorch program")
     return _safetensors(torch_weights.torch_tensors(network, variables), "pt")
 
 
-def read_torch(chosen: TrainedNetworks, content: bytes) -> Callable:
-    """The network with the variables of `torch`."""
-    tensors, (network,) = safetensors.numpy.load(content), chosen.networks
-    return _run(chosen, [torch_weights.convert(tensors, network, chosen.variables[0])])
+def read_torch(trained: TrainedNetworks, content: bytes) -> Callable:
+    """Return the network, images → logits, with the variables of a file that `torch` made."""
+    tensors, (network,) = safetensors.numpy.load(content), trained.networks
+    return _run(trained, [torch_weights.convert(tensors, network, trained.variables[0])])
 
 
 def _safetensors(tensors, framework):
-    # Safetensors takes a transposed array's memory as it lies.
+    # For a transposed array, safetensors would write the memory in its original order.
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     return safetensors.numpy.save(tensors, {"format": framework})
 
 
-def onnx(chosen: TrainedNetworks) -> bytes:
-    """ONNX of any batch size, by jax2onnx: from "images" to "logits"."""
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # of packages that it does without
+def onnx(trained: TrainedNetworks) -> bytes:
+    """Make an ONNX program with jax2onnx, from "images" to "logits", for any batch size.
+
+    Raises:
+      Unavailable: a package is missing, or the network cannot be converted.
+    """
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # warns of optional packages
     try:
         import jax2onnx
-        import onnxruntime  # noqa: F401 - to read it back
+        import onnxruntime  # noqa: F401 - needed by `read_onnx`
     except ImportError as error:
         raise Unavailable(
             "it needs pip install onnx onnx-ir onnxruntime && pip install --no-deps jax2onnx"
         ) from error
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # speaks of shapes that it leaves open
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # warns of unknown shapes
     try:
         model = jax2onnx.to_onnx(
-            partial(_made_for, "any", chosen, chosen.variables),
-            [_any_batch(chosen)],
-            model_name="-".join(chosen.networks),
+            partial(_made_for, "any", trained, trained.variables),
+            [_any_batch(trained)],
+            model_name="-".join(trained.networks),
             input_names=["images"],
             output_names=["logits"],
         )
     except Exception as error:
-        # What a converter raises for what it does not know can be anything.
+        # The converter raises exceptions of any class for what it does not support.
         raise Unavailable(f"jax2onnx cannot convert it: {_short(error)}") from error
-    # The converter notes some shapes with their axes in another order than its operations have.
+    # For some values the converter writes shapes whose axes are in the wrong order.
     del model.graph.value_info[:]
     return model.SerializeToString()
 
 
-def read_onnx(chosen: TrainedNetworks, content: bytes) -> Callable:
-    """The program of `onnx`, run by onnxruntime."""
+def read_onnx(trained: TrainedNetworks, content: bytes) -> Callable:
+    """Return the program that `onnx` made, images → logits, run by onnxruntime.
+
+    Raises:
+      Unavailable: onnxruntime cannot run it.
+    """
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        session.run(None, {"images": np.zeros((1, *chosen.images.image_shape), np.uint8)})
+        session.run(None, {"images": np.zeros((1, *trained.images.image_shape), np.uint8)})
     except Exception as error:
-        # Its errors have no class of their own that is public.
+        # The classes of its exceptions are not public.
         raise Unavailable(f"onnxruntime cannot run it: {_short(error)}") from error
     return lambda images: session.run(["logits"], {"images": images})[0]
 
@@ -183,9 +202,9 @@ def _short(error):
     return f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
 
 
-# File → how it is made of a network, and how that becomes a function of images again.
+# File → function that makes its content, and function that reads it as images → logits.
 FORMS = {
-    "model.stablehlo": (stablehlo, lambda chosen, content: jax.jit(read_stablehlo(content))),
+    "model.stablehlo": (stablehlo, lambda trained, content: jax.jit(read_stablehlo(content))),
     "model.safetensors": (weights, read_weights),
     "model.torch.safetensors": (torch, read_torch),
     "model.onnx": (onnx, read_onnx),

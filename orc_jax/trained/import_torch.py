@@ -1,6 +1,8 @@
-"""`python -m orc_jax.import_torch FILE --model=… --num_classes=… --out=DIR`: PyTorch weights
-become a saved network, which `peers[i].init_from` and `orc_jax.load_network` take; with the mean
-and standard deviation that its program normalised images by, the other commands too."""
+"""Import PyTorch weights as a saved network, for `peers[i].init_from` and `orc_jax.load_network`.
+
+With the mean and standard deviation that its images were normalised by, the commands that use
+trained networks take it too.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,24 +27,24 @@ def import_torch(
     std: Sequence[float] = (),
     size: int = 0,
 ) -> tuple[str, int]:
-    """Saves a PyTorch file's weights as a network of ours.
+    """Save the weights of a PyTorch file as a network.
 
     Args:
       file: .pth, .pt or .safetensors, see `torch_weights.load`.
-      model: the network's name.
-      num_classes: outputs C.
-      out: directory to be made, see `saved.save`.
-      channels: of the images.
-      mean, std: [channels] of pixel/255, by which its program normalised images, or one number
-        for all channels; if they are not given, the network can only be trained further.
-      size: of its images; 0: the network's usual one.
+      model: name of the network.
+      num_classes: number of outputs C.
+      out: directory to write, see `saved.save`; it must not exist.
+      channels: number of channels of the images.
+      mean, std: mean and standard deviation of pixel/255 that its images were normalised by, one
+        number or one for each channel; without them, the network can only be trained further.
+      size: height and width of its images in pixels; 0 is the network's usual size.
 
     Returns:
-      The network's name in the registry's spelling, and its number of parameters.
+      The name of the network in the registry's spelling, and its number of parameters.
 
     Raises:
-      UserError: the file holds no such network's weights, `out` exists, or mean and std are not
-        of so many channels.
+      UserError: an argument is out of range, the file does not hold the weights of this network,
+        or `out` exists or cannot be written.
     """
     if Path(out).exists():
         raise UserError(f"{out} exists already")

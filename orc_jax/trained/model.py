@@ -1,4 +1,4 @@
-"""A trained network that is given images and answers: from an export, a saved network or a run."""
+"""Load a trained network to classify images: from an export, a saved network or a run."""
 
 import json
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from orc_jax.trained.networks import from_run, from_saved, logits
 
 
 class Model(NamedTuple):
-    """What `load` gives.
+    """A trained network, compiled.
 
     Attributes:
       class_names: [C], in the order of the outputs.
-      images: what images must be like.
-      logits: uint8 [B, *images.image_shape] → float32 [B, C], compiled.
+      images: preprocessing of the images, with their shape.
+      logits: uint8 [B, *images.image_shape] → float32 [B, C].
     """
 
     class_names: list[str]
@@ -31,14 +31,14 @@ class Model(NamedTuple):
     logits: Callable
 
     def predict(self, images, batch_size: int = 256) -> Float[np.ndarray, "B C"]:
-        """Probabilities of the classes.
+        """Compute the probabilities of the classes.
 
         Args:
-          images: uint8 [B, H, W, channels], or [B, H, W] where there is one channel.
-          batch_size: how many go through the network at once.
+          images: uint8 [B, H, W, channels], or [B, H, W] if there is one channel.
+          batch_size: number of images that go through the network at once.
 
         Raises:
-          UserError: they are of another type or size.
+          UserError: the images have another type or shape.
         """
         images, shape = np.asarray(images), self.images.image_shape
         if images.ndim == 3 and shape[2] == 1:
@@ -48,51 +48,57 @@ class Model(NamedTuple):
                 f"images must be uint8 {['B', *shape]}, B at least 1, "
                 f"not {images.dtype} {list(images.shape)}"
             )
-        # Always as many, so that one program does for all.
-        rows, found = np.zeros((min(batch_size, len(images)), *shape), np.uint8), []
+        # All batches have the same size, so that one compilation is enough.
+        rows = np.zeros((min(batch_size, len(images)), *shape), np.uint8)
+        probabilities = []
         for first in range(0, len(images), len(rows)):
             part = images[first : first + len(rows)]
             rows[: len(part)] = part
-            found.append(np.asarray(jax.nn.softmax(self.logits(rows)))[: len(part)])
-        return np.concatenate(found)
+            probabilities.append(np.asarray(jax.nn.softmax(self.logits(rows)))[: len(part)])
+        return np.concatenate(probabilities)
 
 
 def load(directory: str | Path) -> Model:
-    """The network of an export, a saved network, or a run's best peer in its last checkpoint.
+    """Load an export, a saved network, or the best peer in the last checkpoint of a run.
+
+    Args:
+      directory: of the export or saved network, or work directory of the run.
 
     Raises:
-      UserError: the directory is none of them, is damaged, or does not say how images are
+      UserError: the directory is none of these, is damaged, or does not say how images are
         normalised.
     """
     directory = Path(directory)
     if (directory / "export.json").is_file():
         return _exported(directory)
     if (directory / "network.json").is_file():
-        chosen = from_saved(directory)
+        trained = from_saved(directory)
     elif (directory / "config.json").is_file():
-        chosen = from_run(directory)
+        trained = from_run(directory)
     else:
         raise UserError(
             f"{directory} is no export, no saved network and no run: it has no export.json, "
             "network.json or config.json"
         )
-    run = jax.jit(partial(logits, chosen))
-    run = partial(run, jax.device_put(chosen.variables))
-    return Model(chosen.class_names, chosen.images, run)
+    run = partial(jax.jit(partial(logits, trained)), jax.device_put(trained.variables))
+    return Model(trained.class_names, trained.images, run)
 
 
 def read_stablehlo(program: bytes) -> Callable:
-    """What `formats.stablehlo` wrote: uint8 [B, H, W, channels] → logits [B, C].
+    """Read a program that `formats.stablehlo` made.
+
+    Returns:
+      Function of images, uint8 [B, H, W, channels] → logits [B, C].
 
     Raises:
-      UserError: it is damaged, or the package to read it is missing.
+      UserError: the program is damaged, or the package that reads it is missing.
     """
     try:
         return jax.export.deserialize(bytearray(program)).call
     except ImportError as error:
         raise UserError("StableHLO is read with flatbuffers: pip install flatbuffers") from error
     except Exception as error:
-        # JAX and flatbuffers raise many kinds here; all of them mean the same to the user.
+        # JAX and flatbuffers raise many exceptions here, which mean the same to the user.
         raise UserError("this is not a program that jax.export wrote, or it is cut off") from error
 
 

@@ -1,4 +1,4 @@
-"""The model card of an export, its README.md."""
+"""The model card of an export, `README.md`."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ config.
 Images: uint8 [B, {shape}] (height, width, channels), 0 to 255, for any B. {scaling}
 (x / 255 − mean) / std with mean {mean} and std {std} is part of the StableHLO and ONNX programs.
 
-{output} [B, {classes}]; their softmax are the probabilities. All is computed in float32.
+{output} [B, {classes}]; their softmax gives the probabilities. All computation is in float32.
 
 ## Files
 
@@ -57,8 +57,8 @@ Training: {training_versions}. Export: {versions}.
 
 USES = {
     "model.stablehlo": """\
-the program, for CPUs and NVIDIA GPUs. It needs JAX and flatbuffers alone; later versions of JAX
-than {jax} read it as long as `jax.export` promises, for half a year at least:
+the program, for CPUs and NVIDIA GPUs. It needs only JAX and flatbuffers. Versions of JAX after
+{jax} read it for as long as `jax.export` guarantees, which is at least six months:
 
 ```python
 import jax.export
@@ -67,13 +67,13 @@ model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
 logits = model.call(np.zeros([1, {shape}], np.uint8))
 ```""",
     "model.safetensors": """\
-the variables, by the names of orc_jax; `flax.traverse_util.unflatten_dict(tensors, sep="/")` are
-those of `orc_jax.models.create(name, {classes})`.""",
+the variables, with the names of orc_jax; `flax.traverse_util.unflatten_dict(tensors, sep="/")`
+gives those of `orc_jax.models.create(name, {classes})`.""",
     "model.torch.safetensors": """\
-the variables, by the names of the network's PyTorch program, for its `load_state_dict`. It is
-given normalised images [B, channels, height, width].""",
+the variables, with the names of the network's PyTorch program, for its `load_state_dict`. That
+program takes normalised images [B, channels, height, width].""",
     "model.onnx": """\
-the program, from `images` to `logits`, by jax2onnx:
+the program, from `images` to `logits`, made by jax2onnx:
 
 ```python
 import numpy as np
@@ -85,11 +85,11 @@ model = onnxruntime.InferenceSession("model.onnx")
 
 
 def text(about: dict, folder: str) -> str:
-    """The card.
+    """Write the model card.
 
     Args:
-      about: what `export.json` says.
-      folder: the export's name.
+      about: content of `export.json`.
+      folder: name of the export's directory.
     """
     config, images, training = about["config"], about["images"], about["training"]
     ensemble = about["peer"] == "ensemble"
@@ -103,10 +103,10 @@ def text(about: dict, folder: str) -> str:
         "method": method.pop("name"),
         "settings": ", ".join(f"{key} {value}" for key, value in method.items()) or "no settings",
         "data": config["data"]["name"],
-        # Of arrays the checksums begin with a shape, of files with their number.
+        # Checksums of arrays begin with the shape, those of files with the number of images.
         "train": int(np.ravel(about["data"]["train_labels"][0])[0]),
         "test": int(np.ravel(about["data"]["test_labels"][0])[0]),
-        "class_names": _some(about["class_names"]),
+        "class_names": _shortened(about["class_names"]),
         "parameters": about["parameters"],
         "group": ", ".join(peer["model"] for peer in config["peers"]),
         "epochs": config["epochs"],
@@ -117,7 +117,7 @@ def text(about: dict, folder: str) -> str:
         "scaling": _scaling(images),
         "mean": [round(value, 4) for value in images["mean"]],
         "std": [round(value, 4) for value in images["std"]],
-        "output": "The logarithm of the mean of the networks' softmax outputs"
+        "output": "Logarithms of the mean of the networks' softmax outputs"
         if ensemble
         else "Logits",
         "folder": folder,
@@ -138,7 +138,7 @@ def text(about: dict, folder: str) -> str:
     return CARD.format(**facts)
 
 
-def _some(names, most=20):
+def _shortened(names, most=20):
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if names[most:] else shown
 
@@ -146,11 +146,11 @@ def _some(names, most=20):
 def _accuracy(about):
     scores = about["scores"]
     if not scores:
-        return f"Not evaluated up to step {about['step']}, of which these weights are."
+        return f"Not evaluated; the weights are those of step {about['step']}."
     return (
         f"On the test images: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
         f"cross-entropy {scores['loss']:.4f}, evaluated at step {scores['step']}; the weights are "
-        f"of step {about['step']}."
+        f"those of step {about['step']}."
     )
 
 
@@ -159,8 +159,8 @@ def _scaling(images):
         return ""
     height, width, _ = images["image_shape"]
     return (
-        f"Of a file, the shorter side is scaled to {images['resize'] or width} pixels and the "
-        f"centre of {height}×{width} taken."
+        f"Of an image file, the shorter side is scaled to {images['resize'] or width} pixels, and "
+        f"the central {height}×{width} pixels are taken."
     )
 
 

@@ -1,4 +1,4 @@
-"""Trained networks that answer: taken out of a run, a saved network or an export."""
+"""Trained networks, taken from a checkpoint of a run or from a saved network."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +19,17 @@ from orc_jax.trained import saved
 
 
 class TrainedNetworks(NamedTuple):
-    """A network, or an ensemble of several.
+    """A trained network, or an ensemble of several.
 
     Attributes:
-      networks: name of each in the registry.
-      variables: {"params", "batch_stats"} of each.
-      class_names: [C] of them.
-      images: what images must be like.
-      peer: its position in the group, or "ensemble"; None for a saved network.
+      networks: name of each network in the registry.
+      variables: {"params", "batch_stats"} of each network.
+      class_names: [C], in the order of the outputs.
+      images: preprocessing of the images, with their shape.
+      peer: position of the network in its group, or "ensemble"; None for a saved network.
       step: of the checkpoint; None for a saved network.
-      scores: "top1", "top5" and "loss" at "step", the last one up to then that was evaluated;
-        empty if none was.
+      scores: "top1", "top5" and "loss" on the test images, with the "step" of that evaluation, the
+        last one up to the checkpoint; empty if there was none.
     """
 
     networks: list[str]
@@ -42,30 +42,30 @@ class TrainedNetworks(NamedTuple):
 
 
 def logits(
-    chosen: TrainedNetworks, variables, images: UInt8[Array, "B H W channels"]
+    trained: TrainedNetworks, variables, images: UInt8[Array, "B H W channels"]
 ) -> Float[Array, "B C"]:
-    """Logits; of an ensemble the logarithm of the mean of the networks' softmax outputs.
+    """Compute logits; for an ensemble, the logarithm of the mean of the softmax outputs.
 
     Args:
-      chosen: which networks.
-      variables: as `chosen.variables`, given by themselves so that they can be traced.
-      images: not normalised.
+      trained: the networks.
+      variables: `trained.variables`, as an argument of its own so that JAX can trace it.
+      images: before normalisation.
     """
-    images = batches.normalise(chosen.images, images)
-    outputs = [
-        models.create(name, len(chosen.class_names)).apply(its_variables, images, train=False)
-        for name, its_variables in zip(chosen.networks, variables, strict=True)
+    images = batches.normalise(trained.images, images)
+    outputs: list[Any] = [
+        models.create(name, len(trained.class_names)).apply(own_variables, images, train=False)
+        for name, own_variables in zip(trained.networks, variables, strict=True)
     ]
-    if chosen.peer != "ensemble":
+    if trained.peer != "ensemble":
         return outputs[0]
     return losses.ensemble(jax.nn.log_softmax(jnp.stack(outputs)))
 
 
 def from_saved(directory: str | Path) -> TrainedNetworks:
-    """A saved network, see `saved.load`.
+    """Load a saved network, see `saved.load`.
 
     Raises:
-      UserError: there is none, or it does not say how images are normalised.
+      UserError: the directory is not a saved network, or does not say how images are normalised.
     """
     _, variables, about = saved.load(directory)
     if "mean" not in about:
@@ -78,14 +78,14 @@ def from_saved(directory: str | Path) -> TrainedNetworks:
 
 
 def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") -> TrainedNetworks:
-    """Networks of a run's checkpoint.
+    """Take a network, or the ensemble, from a checkpoint of a run.
 
     Args:
-      workdir: of the run.
-      peer: "best" (of the kept networks the one with the highest top-1 in the last evaluation,
-        of equal ones the one with the fewest parameters), "ensemble" (of all peers) or the
-        position of one in the group.
-      checkpoint: "last", "best" or the step of one.
+      workdir: work directory of the run.
+      peer: "best", "ensemble" (of all peers) or the position of a peer. The best peer is the kept
+        network with the highest top-1 accuracy in the last evaluation, or among equals the one
+        with the fewest parameters.
+      checkpoint: "last", "best" or the step of a checkpoint.
 
     Raises:
       UserError: there is no such run, checkpoint or peer.
@@ -99,14 +99,14 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
     tested = [record for record in metrics.read(workdir) if record["step"] <= step]
     tested = [record for record in tested if "test" in record][-1:]
     if peer == "best":
-        peer = _best(config, variables, tested)
-    noted = began(workdir)
+        peer = str(_best(config, variables, tested))
+    run = began(workdir)
     members = range(size) if peer == "ensemble" else [int(peer)]
     return TrainedNetworks(
         networks=[config.peers[i].model for i in members],
         variables=[variables[i] for i in members],
-        class_names=list(noted.class_names),
-        images=noted.images,
+        class_names=list(run.class_names),
+        images=run.images,
         peer=peer if peer == "ensemble" else int(peer),
         step=step,
         scores=_scores(tested[0], peer) if tested else {},
@@ -114,6 +114,7 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
 
 
 def _best(config, variables, tested) -> int:
+    """Return the best peer's position, by `tested`: a list of the last test record, or empty."""
     kept = methods.get(config.method.name).positions.kept(config.method, len(variables))
     if len(kept) == 1:
         return kept[0]
@@ -122,7 +123,7 @@ def _best(config, variables, tested) -> int:
             "no peer was evaluated up to this checkpoint: export one of "
             f"{', '.join(map(str, kept))} by --peer"
         )
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(network["params"])) for network in variables]
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(peer["params"])) for peer in variables]
     return max(kept, key=lambda i: (tested[0]["test"]["top1"][i], -sizes[i]))
 
 

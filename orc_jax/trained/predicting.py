@@ -1,4 +1,4 @@
-"""The likeliest classes of image files."""
+"""The most probable classes of image files."""
 
 import os
 import sys
@@ -12,25 +12,28 @@ from orc_jax.data import decode, faults, folder
 from orc_jax.errors import UserError
 from orc_jax.trained.model import Model
 
-BEST = 5
+BEST = 5  # classes
+
+# The path of an image, and (class, probability) of its most probable classes, in that order.
+Prediction = tuple[str, list[tuple[str, float]]]
 
 
-def predict(
-    model: Model, paths: Sequence[str], batch_size: int
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """The likeliest classes of image files; those that cannot be decoded are reported on
-    standard error and passed over.
+def predict(model: Model, paths: Sequence[str], batch_size: int) -> Iterator[Prediction]:
+    """Find the most probable classes of image files.
+
+    Files that cannot be decoded are reported on standard error and skipped.
 
     Args:
-      model: of `model.load`.
-      paths: of images.
-      batch_size: how many go through the network at once.
+      model: see `model.load`.
+      paths: image files.
+      batch_size: number of images that go through the network at once.
 
     Yields:
-      An image's path, and (class, probability) from the likeliest on.
+      The path of an image, and (class, probability) of its five most probable classes, the most
+      probable first.
 
     Raises:
-      UserError: the network does not take images from files.
+      UserError: the network's images do not come from files.
     """
     shape = model.images.image_shape
     if not decode.come_from_files(shape):
@@ -39,46 +42,54 @@ def predict(
             f"images of {height}×{width} pixels and {channels} channels do not come from files: "
             "use orc_jax.load(…).predict(images)"
         )
-    # Always as many rows, so that one program does for all.
+    # All batches have the same size, so that one compilation is enough.
     rows = np.zeros((min(batch_size, len(paths)), *shape), np.uint8)
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(paths), len(rows)):
             batch = paths[first : first + len(rows)]
-            decoded = pool.map(partial(_decoded, model), batch)
-            found = [(path, image) for path, image in zip(batch, decoded, strict=True)]
-            found = [(path, image) for path, image in found if image is not None]
-            for row, (_, image) in zip(rows, found, strict=False):
+            images = pool.map(partial(_decoded, model), batch)
+            decoded = [
+                (path, image)
+                for path, image in zip(batch, images, strict=True)
+                if image is not None
+            ]
+            for row, (_, image) in zip(rows, decoded, strict=False):
                 row[:] = image
-            for (path, _), probabilities in zip(found, model.predict(rows), strict=False):
+            for (path, _), probabilities in zip(decoded, model.predict(rows), strict=False):
                 best = np.argsort(-probabilities, kind="stable")[:BEST]
                 yield path, [(model.class_names[i], float(probabilities[i])) for i in best]
 
 
 def _decoded(model, path):
+    """Decode an image, or report why that fails and return None."""
     size, _, channels = model.images.image_shape
     try:
         return decode.decode(path, size, model.images.resize, channels)
     except faults.FAULTS as error:
         try:
-            why = faults.reason(path, error)
+            reason = faults.reason(path, error)
         except UserError as unreadable:
-            why = str(unreadable)
-        print(f"passed over {path}: {why}", file=sys.stderr, flush=True)
+            reason = str(unreadable)
+        print(f"passed over {path}: {reason}", file=sys.stderr, flush=True)
+        return None
 
 
 def images_of(arguments: Sequence[str]) -> list[str]:
-    """Image files, and those in folders and below.
+    """List image files, with those below folders.
+
+    Args:
+      arguments: paths of image files and folders.
 
     Raises:
-      UserError: there is no such file, or no image in a folder.
+      UserError: a path does not exist, or there is no image below a folder.
     """
     paths = []
     for path in arguments:
         if os.path.isdir(path):
-            below = list(folder.images_below(path))
-            if not below:
+            images = list(folder.images_below(path))
+            if not images:
                 raise UserError(f"{path} has no image ({', '.join(folder.SUFFIXES)})")
-            paths += below
+            paths += images
         elif os.path.exists(path):
             paths.append(path)
         else:

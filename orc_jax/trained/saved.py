@@ -1,12 +1,13 @@
-"""Single trained networks: to start from, and to take out of a group.
+"""Saved networks, and other files that a peer can start from.
 
-A saved network is a directory: `network.json` says what it is, `variables` (Orbax) holds
-{"params", "batch_stats"} of the plain network.
+A saved network is a directory: `network.json` describes the network, `variables` (Orbax) holds its
+{"params", "batch_stats"}, without auxiliary heads.
 """
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,18 +19,19 @@ from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.processes import barrier, is_main
 from orc_jax.trained import torch_weights
 
-PARTS = ("members", "trunk")  # of a `StackState`
+PARTS = ("members", "trunk")  # fields of `peers.StackState`, in order
 
 
 def save(directory: str | Path, variables, description: dict) -> None:
-    """Saves a network, all of it or nothing; an older one there is replaced.
+    """Save a network; the directory is replaced as a whole.
 
-    Of several processes all must call this, with the same variables.
+    If there are several processes, all must call this with the same variables.
 
     Args:
-      directory: to be made.
+      directory: where it goes.
       variables: {"params", "batch_stats"}.
-      description: "network" (name), "num_classes" and whatever else describes it.
+      description: content of `network.json`: "network" (the name), "num_classes", and optionally
+        "class_names" and the keys of `Preprocessing.to_json`.
     """
     directory = Path(directory)
     new = directory.with_name(f".{directory.name}.new")
@@ -37,7 +39,7 @@ def save(directory: str | Path, variables, description: dict) -> None:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         (new / "network.json").write_text(json.dumps(description, indent=2) + "\n")
-    barrier(f"{new} is there")
+    barrier(f"{new} exists")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((new / "variables").absolute(), jax.device_get(variables))
     if is_main():
@@ -46,14 +48,20 @@ def save(directory: str | Path, variables, description: dict) -> None:
 
 
 def load(directory: str | Path):
-    """A saved network: (module, variables, description).
+    """Load a saved network.
 
-    `module.apply(variables, images, train=False)` gives logits; images are normalised by the
-    "mean" and "std" of the description (a network that came from PyTorch has none: normalise
-    as its program did).
+    `module.apply(variables, images, train=False)` computes logits of images that are normalised by
+    "mean" and "std" of the description. A network that was imported from PyTorch without them
+    takes images as its PyTorch program normalised them.
+
+    Args:
+      directory: of the saved network.
+
+    Returns:
+      (module, variables, description), see `save`.
 
     Raises:
-      UserError: there is none.
+      UserError: the directory is not a saved network, or is damaged.
     """
     directory = Path(directory)
     try:
@@ -73,20 +81,25 @@ def load(directory: str | Path):
 
 
 def pretrained(group: peers.Group, config, image_shape) -> dict:
-    """Variables for the peers that start from a trained network (`peers[i].init_from`).
+    """Load the variables of the peers that start from a trained network (`peers[i].init_from`).
+
+    Args:
+      group: the networks.
+      config: the whole config.
+      image_shape: (height, width, channels).
 
     Returns:
-      peer → {"params", "batch_stats"} of the plain network.
+      Position of a peer → {"params", "batch_stats"} of its network, without auxiliary heads.
 
     Raises:
-      UserError: a file is missing, unreadable or of another network.
+      UserError: a file is missing, unreadable, or holds another network.
     """
-    found = {}
+    loaded: dict[int, Any] = {}
     for stack in group.stacks:
         template = peers.abstract_variables(stack, image_shape)
         for peer in stack.peers:
             source = config.peers[peer].init_from
-            if not source or peer in found:
+            if not source or peer in loaded:
                 continue
             try:
                 variables = _from(source, stack.name, template)
@@ -98,15 +111,15 @@ def pretrained(group: peers.Group, config, image_shape) -> dict:
                     f"peers[{peer}].init_from: {source} trained its {stack.name} for other images "
                     "or classes than these"
                 )
-            found[peer] = variables
-    return found
+            loaded[peer] = variables
+    return loaded
 
 
 def _from(source, network, template):
-    """Variables from a saved network, a run, or a PyTorch file."""
-    directory, chosen = source, ""
+    """Load variables from a saved network, a run (as RUN or RUN:PEER), or a PyTorch file."""
+    directory, peer = source, ""
     if not Path(source).exists():
-        directory, _, chosen = source.rpartition(":")
+        directory, _, peer = source.rpartition(":")
     if not directory or not Path(directory).is_dir():
         return torch_weights.convert(torch_weights.load(source), network, template)
     if (Path(directory) / "network.json").exists():
@@ -114,21 +127,22 @@ def _from(source, network, template):
         if description["network"] != network:
             raise UserError(f"{directory} is a {description['network']}, not a {network}")
         return variables
-    return _from_run(directory, chosen, network)
+    return _from_run(directory, peer, network)
 
 
 def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
-    """The networks in a run's checkpoint.
+    """Load the networks of all peers from a checkpoint of a run.
 
     Args:
-      workdir: of the run.
+      workdir: work directory of the run.
       which: "last", "best" or the step of a checkpoint.
 
     Returns:
-      Its step, and every peer's {"params", "batch_stats"} as a plain network.
+      The step of the checkpoint, and {"params", "batch_stats"} of every peer's network, without
+      auxiliary heads.
 
     Raises:
-      UserError: no such run or checkpoint.
+      UserError: there is no such run or checkpoint.
     """
     config = read_config(workdir)
     if not has_checkpoint(workdir):
@@ -143,19 +157,21 @@ def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
         )
         for stack in stacks
     ]
-    everyone = range(len(config.peers))
-    return step, [peers.plain_variables(layout, states, peer) for peer in everyone]
+    positions = range(len(config.peers))
+    return step, [peers.plain_variables(layout, states, peer) for peer in positions]
 
 
-def _from_run(workdir, chosen, network):
-    """Variables of a peer of an earlier run, from its best checkpoint."""
+def _from_run(workdir, peer, network):
+    """Load a peer of an earlier run from its best checkpoint; "" is the only one that fits."""
     config = read_config(workdir)
-    names = [peer.model for peer in config.peers]
-    same = [str(i) for i, name in enumerate(names) if name == network]
-    if not same:
+    names = [member.model for member in config.peers]
+    allowed = [str(i) for i, name in enumerate(names) if name == network]
+    if not allowed:
         raise UserError(f"{workdir} trained {', '.join(names)}; none is a {network}")
-    if chosen and chosen not in same:
-        raise UserError(f"{workdir} has no {network} {chosen!r}, allowed: {', '.join(same)}")
-    if not chosen and len(same) > 1:
-        raise UserError(f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(same)}")
-    return of_checkpoint(workdir, "best")[1][int(chosen or same[0])]
+    if peer and peer not in allowed:
+        raise UserError(f"{workdir} has no {network} {peer!r}, allowed: {', '.join(allowed)}")
+    if not peer and len(allowed) > 1:
+        raise UserError(
+            f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(allowed)}"
+        )
+    return of_checkpoint(workdir, "best")[1][int(peer or allowed[0])]

@@ -1,7 +1,7 @@
-"""Weights of published PyTorch networks, as variables of ours.
+"""Conversion between the weights of published PyTorch networks and Flax variables.
 
-The names are those of each network's own program, see its file in models/. Every tensor of
-the network must be in the file with the right shape, and none may be left over.
+The tensors' names are those of each network's own program, see its file in models/. Every tensor
+of the network must be there with the right shape, and none may be left over.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import numpy as np
 from orc_jax import models
 from orc_jax.errors import UserError
 
-# What checkpoints hold besides tensors and Python's own types: options, and NumPy's numbers.
+# Classes that checkpoints hold besides tensors and Python's own types: options and NumPy scalars.
 _NUMBER = np.float64(0).__reduce__()[0]
 _HARMLESS = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")),
-    (_NUMBER, "numpy.core.multiarray.scalar"),  # of NumPy 1
+    (_NUMBER, "numpy.core.multiarray.scalar"),  # written by NumPy 1
     (_NUMBER, "numpy._core.multiarray.scalar"),
 ]
 _LEAVES = {
@@ -33,15 +33,21 @@ _LEAVES = {
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors, .pth, .pth.tar or .pt file.
+    """Read the tensors of a .safetensors, .pth, .pth.tar or .pt file.
 
-    PyTorch files need torch, and are read with `weights_only=True`: a file that asks to
-    run code is refused. The wrappers {"model": ...} and {"state_dict": ...} and the
-    prefix "module." are taken off. What else lies beside the tensors of a wrapper (an epoch,
-    an optimizer's state, the options of an `argparse.Namespace`) is passed over.
+    PyTorch files need torch, and are read with `weights_only=True`, which refuses files that would
+    run code. The wrappers {"model": …} and {"state_dict": …} and the prefix "module." are removed.
+    Whatever else is in a wrapper (an epoch, the state of an optimizer, the options of an
+    `argparse.Namespace`) is ignored.
+
+    Args:
+      path: the file.
+
+    Returns:
+      PyTorch name → tensor; floating-point tensors of a PyTorch file are float32.
 
     Raises:
-      UserError: no such file, not a file of tensors, or torch is missing.
+      UserError: there is no such file, it holds more than tensors, or torch is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,7 +80,7 @@ def _load_torch(path):
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            # torch raises a dozen kinds here; all of them mean the same to the user.
+            # torch raises a dozen exceptions here, which mean the same to the user.
             asks_for = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
             reason = f"it asks for {asks_for[1]}" if asks_for else "it is damaged or something else"
             raise UserError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
@@ -86,17 +92,17 @@ def _load_torch(path):
     ):
         raise UserError(f"{path} is not a state dict: it holds more than named tensors")
     return {
-        name: (t.float() if t.is_floating_point() else t).detach().numpy()
-        for name, t in tensors.items()
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+        for name, tensor in tensors.items()
     }
 
 
 def torch_name(network: str, path: tuple[str, ...]) -> str:
-    """PyTorch's name of our variable, e.g. stages_0/block1/conv1/kernel → layer1.1.conv1.weight.
+    """Return the PyTorch name of a variable: stages_0/block1/conv1/kernel → layer1.1.conv1.weight.
 
     Args:
-      network: our name of the network, e.g. "resnet20".
-      path: keys from the collection's root to the leaf.
+      network: name of the network in the registry, e.g. "resnet20".
+      path: keys from the root of the collection to the leaf.
     """
     name = ".".join(path[:-1]) + "."
     for pattern, replacement in models.entry(network).torch_names:
@@ -105,34 +111,37 @@ def torch_name(network: str, path: tuple[str, ...]) -> str:
 
 
 def torch_tensors(network: str, variables) -> dict[str, np.ndarray]:
-    """A network's variables by PyTorch's names: the inverse of `convert`.
+    """Convert the variables of a network to PyTorch tensors, the inverse of `convert`.
 
     Args:
-      network: our name of the network.
-      variables: {"params", "batch_stats"}; auxiliary heads get their own name as a prefix.
+      network: name of the network in the registry.
+      variables: {"params", "batch_stats"}.
+
+    Returns:
+      PyTorch name → tensor; the names of an auxiliary head begin with the head's name.
     """
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         keys, prefix = tuple(key.key for key in path[1:]), ""
         if keys[0].startswith("auxiliary"):
-            prefix, *keys = keys
+            keys, prefix = keys[1:], f"{keys[0]}."
         value = np.asarray(leaf)
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        name = torch_name(network, tuple(keys))
-        tensors[f"{prefix}.{name}" if prefix else name] = value
+        tensors[prefix + torch_name(network, keys)] = value
     return tensors
 
 
 def convert(tensors: dict[str, np.ndarray], network: str, template):
-    """Puts PyTorch's tensors in the places of a network's variables.
+    """Convert PyTorch tensors to the variables of a network.
 
     Args:
-      tensors: PyTorch name → value; convolutions OIHW, dense weights [out, in].
-      network: our name of the network.
-      template: its variables (arrays or `jax.ShapeDtypeStruct`s) {"params", "batch_stats"}.
+      tensors: PyTorch name → tensor; convolutions are OIHW, dense weights [out, in].
+      network: name of the network in the registry.
+      template: variables {"params", "batch_stats"} of the network, arrays or
+        `jax.ShapeDtypeStruct`s.
 
     Returns:
-      Variables like the template, float32.
+      Variables like the template, as float32.
 
     Raises:
       UserError: a tensor is missing, left over or of the wrong shape.

@@ -1,1 +1,1 @@
-"""One self-contained HTML page about runs: `python -m orc_jax.report RUN [RUN …] --out=FILE`."""
+"""The report: one self-contained HTML page about one run or several."""

@@ -1,4 +1,4 @@
-"""Gather what the records of a run say, epoch after epoch, as plots."""
+"""Plot the records of a run over its epochs."""
 
 from orc_jax.insight.report import plots
 from orc_jax.insight.report.findings import Findings
@@ -6,14 +6,14 @@ from orc_jax.insight.report.findings import Findings
 
 def curves(run: Findings) -> list[plots.Plot]:
     """Plot the accuracy and loss of every peer over the epochs."""
-    found, config = [], run.setup.config
+    panels, config = [], run.setup.config
     kinds = run.setup.method.positions.kinds(config.method, len(config.peers))
     for split, label in (("test", "Test"), ("train", "Training")):
         records = [record for record in run.records if split in record]
         if not records:
             continue
-        at = [record["epoch"] for record in records]
-        # A frozen teacher has no loss in training.
+        epochs = [record["epoch"] for record in records]
+        # A frozen teacher has no training loss.
         shown = [i for i, kind in enumerate(kinds) if split == "test" or kind != "frozen"]
         for key, title, unit in (("top1", "top-1 accuracy", "%"), ("loss", "loss", "")):
             series = {run.titles[i]: [record[split][key][i] for record in records] for i in shown}
@@ -21,57 +21,58 @@ def curves(run: Findings) -> list[plots.Plot]:
             if split == "test" and len(kinds) > 1:
                 series["ensemble"] = [record[split]["ensemble"][key] for record in records]
                 colours.append(len(kinds))
-            found.append(
-                plots.lines(f"{label} {title}", at, series, colours, unit, dashed=["ensemble"])
+            panels.append(
+                plots.lines(f"{label} {title}", epochs, series, colours, unit, dashed=["ensemble"])
             )
-    return found
+    return panels
 
 
 def per_peer(run: Findings, key: str) -> dict[str, list[float]]:
-    """Map each peer to its values over the epochs."""
-    values = zip(*(record["train"][key] for record in run.records), strict=True)
-    return dict(zip(run.titles, values, strict=True))
+    """Map the title of each peer to the values of a training metric over the epochs."""
+    epochs = [record["train"][key] for record in run.records]
+    return {title: [values[i] for values in epochs] for i, title in enumerate(run.titles)}
 
 
 def roles(run: Findings) -> list[plots.Plot]:
-    """Plot who was promoted, who asked for feedback samples and who learned from the loss."""
+    """Plot each peer's share of promotions and feedback samples, and the steps it learned in."""
     if not run.records:
         return []
-    at, found = [record["epoch"] for record in run.records], []
+    epochs, panels = [record["epoch"] for record in run.records], []
     for key, title in (
         ("promoted", "Share of promotions"),
         ("asked", "Share of the feedback samples asked for"),
     ):
         if key in run.records[0]["train"]:
-            everyone = per_peer(run, key)
-            some = {name: values for name, values in everyone.items() if any(values)}
-            colours = [i for i, name in enumerate(everyone) if name in some]
-            if some:
-                found.append(plots.stacked(title, at, some, colours))
+            shares = per_peer(run, key)
+            nonzero = {name: values for name, values in shares.items() if any(values)}
+            colours = [i for i, name in enumerate(shares) if name in nonzero]
+            if nonzero:
+                panels.append(plots.stacked(title, epochs, nonzero, colours))
     learned = {name: [100 * x for x in xs] for name, xs in per_peer(run, "learned").items()}
     if any(0 < x < 100 for values in learned.values() for x in values):
         title = "Steps in which it learned from the loss"
-        found.append(plots.lines(title, at, learned, range(len(learned)), "%", bounds=(0, 100)))
-    return found
+        colours = list(range(len(learned)))
+        panels.append(plots.lines(title, epochs, learned, colours, "%", bounds=(0, 100)))
+    return panels
 
 
 def loss_terms(run: Findings) -> list[plots.Plot]:
-    """Plot the terms' shares of the whole loss."""
+    """Plot the share of each term in the loss."""
     if not run.records:
         return []
     names = list(run.records[-1]["train"]["term_share"])
     shares = {
         name: [record["train"]["term_share"][name] for record in run.records] for name in names
     }
-    at = [record["epoch"] for record in run.records]
-    return [plots.stacked("Share of the loss", at, shares, range(len(shares)))]
+    epochs = [record["epoch"] for record in run.records]
+    return [plots.stacked("Share of the loss", epochs, shares, range(len(shares)))]
 
 
 def switches(run: Findings) -> list[plots.Plot]:
-    """Plot SwitOKD's gap G, its δ, and how often the teacher is paused (expert mode)."""
+    """Plot SwitOKD's gap G, its threshold δ, and the share of steps in expert mode."""
     if not run.records:
         return []
-    at, train = [record["epoch"] for record in run.records], run.records[0]["train"]
+    epochs, train = [record["epoch"] for record in run.records], run.records[0]["train"]
     pairs = [key.removeprefix("gap/") for key in train if key.startswith("gap/")]
     if not pairs:
         return []
@@ -85,6 +86,6 @@ def switches(run: Findings) -> list[plots.Plot]:
     expert = {names[pair]: [100 * x for x in over_time(f"expert/{pair}")] for pair in pairs}
     colours = list(range(len(pairs)))
     return [
-        plots.lines("Gap and threshold", at, gaps | deltas, colours * 2, dashed=list(deltas)),
-        plots.lines("Steps in expert mode", at, expert, colours, "%", bounds=(0, 100)),
+        plots.lines("Gap and threshold", epochs, gaps | deltas, colours * 2, dashed=list(deltas)),
+        plots.lines("Steps in expert mode", epochs, expert, colours, "%", bounds=(0, 100)),
     ]

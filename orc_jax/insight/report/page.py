@@ -1,9 +1,10 @@
-"""Gather what templates/page.html shows, as plain data; a section's data has a function's name."""
+"""Gather the data of templates/page.html: the function of a section's name gives its data."""
 
 import base64
 import io
 import json
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,18 +15,19 @@ from orc_jax.insight.inspect import of_test
 from orc_jax.insight.report import findings, history, plots
 from orc_jax.insight.report.findings import Findings
 
-EXAMPLES = 3  # images of a pair of classes
-LOOKS = 4  # images that Grad-CAM is shown for
-PAIRS = 6  # of classes
-SMALL = 100  # pixels, below which an image is shown with sharp pixels
+EXAMPLES = 3  # images shown for each pair of confused classes
+LOOKS = 4  # images shown with Grad-CAM
+PAIRS = 6  # pairs of confused classes
+SMALL = 100  # pixels; smaller images are scaled up with sharp pixels
 
 
 class Table(NamedTuple):
-    """A table, whose numbers stand to the right.
+    """A table, with numbers aligned to the right.
 
     Attributes:
-      head, rows: cells.
-      numbers_from: the first column of numbers.
+      head: cells of the header.
+      rows: cells of each row.
+      numbers_from: first column of numbers.
     """
 
     head: list[str]
@@ -34,7 +36,14 @@ class Table(NamedTuple):
 
 
 class Thumbnail(NamedTuple):
-    """An image, as a data URI, with a text below; `sharp` if its pixels are to be seen."""
+    """A small image.
+
+    Attributes:
+      source: data URI.
+      alt: text for readers who do not see the image.
+      text: below the image.
+      sharp: whether it is scaled up with sharp pixels.
+    """
 
     source: str
     alt: str
@@ -42,18 +51,27 @@ class Thumbnail(NamedTuple):
     sharp: bool = False
 
 
-class Gallery(NamedTuple):
-    """Images as a figure: small ones in a row and perhaps a plot below."""
+@dataclass(frozen=True)
+class Gallery:
+    """A figure of images.
+
+    Attributes:
+      title: above the figure.
+      thumbnails: side by side.
+      below: an image below them, or None.
+    """
 
     title: str
     thumbnails: list[Thumbnail]
     below: Thumbnail | None = None
 
-    template, unit, text = "gallery.html", "", ""
+    template: ClassVar[str] = "gallery.html"
+    unit: ClassVar[str] = ""
+    text: ClassVar[str] = ""
 
 
 def context(runs: list[Findings]) -> dict:
-    """Gather everything that page.html shows."""
+    """Gather the data of the whole page."""
     return {
         "title": "Report: " + ", ".join(str(run.workdir) for run in runs),
         "colours": {"light": figures.COLOURS, "dark": figures.COLOURS_ON_DARK},
@@ -64,7 +82,7 @@ def context(runs: list[Findings]) -> dict:
 
 
 def sections(run: Findings) -> dict:
-    """Gather everything about a run."""
+    """Gather the data of all sections about a run."""
     return {
         "workdir": str(run.workdir),
         "config": run.setup.config,
@@ -86,12 +104,12 @@ def sections(run: Findings) -> dict:
 
 
 def epoch(run: Findings) -> str:
-    """Say how far the run was, in epochs."""
+    """Format how many epochs the run had done at the checkpoint."""
     return f"{round(run.step / run.setup.steps_per_epoch, 2):g}"
 
 
 def overview(runs: list[Findings]) -> Table:
-    """Compare what the runs kept, one row a run."""
+    """Tabulate the accuracy of each run's kept networks and ensemble."""
     rows = []
     for run in runs:
         top1 = 100 * run.answers.correct.mean(axis=1)
@@ -103,7 +121,7 @@ def overview(runs: list[Findings]) -> Table:
 
 
 def networks(run: Findings) -> Table:
-    """Tabulate accuracy, loss and calibration of every peer and the ensemble."""
+    """Tabulate accuracy, loss and calibration of each peer and the ensemble."""
     answers, setup, rows = run.answers, run.setup, []
     for i, name in enumerate(run.answering):
         ece, _ = findings.calibration(answers.confidence[i], answers.correct[i])
@@ -127,13 +145,13 @@ def networks(run: Findings) -> Table:
 
 
 def configuration(run: Findings) -> dict[str, Table]:
-    """List the settings that are not as by default, and all."""
+    """Tabulate the settings that differ from the defaults, and all settings."""
     config = run.setup.config
     default = configs.default_config(config.method.name)
     default.peers = tuple(configs.peer("") for _ in config.peers)
-    settings, usual = (configs.flat(json.loads(configs.to_json(c))) for c in (config, default))
+    settings, defaults = (configs.flat(json.loads(configs.to_json(c))) for c in (config, default))
     rows = {key: [key, json.dumps(v, ensure_ascii=False)] for key, v in settings.items()}
-    changed = [key for key, value in settings.items() if value != usual[key]]
+    changed = [key for key, value in settings.items() if value != defaults[key]]
     head = ["setting", "value"]
     return {
         "changed": Table(head, [rows[key] for key in changed], numbers_from=2),
@@ -142,46 +160,53 @@ def configuration(run: Findings) -> dict[str, Table]:
 
 
 def confusion(run: Findings) -> list[plots.Matrix]:
-    """Plot a matrix for every peer."""
+    """Plot a confusion matrix for each peer."""
     answers, classes = run.answers, run.setup.dataset.class_names
     return [
-        plots.matrix(title, findings.confusion(answers.labels, named, len(classes)), classes)
-        for title, named in zip(run.titles, answers.named[:-1], strict=True)
+        plots.matrix(title, findings.confusion(answers.labels, predicted, len(classes)), classes)
+        for title, predicted in zip(run.titles, answers.predicted[:-1], strict=True)
     ]
 
 
 def confused_pairs(run: Findings) -> list[tuple[int, int, int]]:
-    """Find the most frequent mistakes of the kept networks, as `findings.most_confused`."""
+    """Find the most frequent mistakes of all kept networks, see `findings.most_confused`."""
     answers, classes = run.answers, run.setup.dataset.num_classes
-    counts = sum(
-        findings.confusion(answers.labels, answers.named[i], classes) for i in run.setup.kept
-    )
-    return findings.most_confused(counts, PAIRS)
+    matrices = [
+        findings.confusion(answers.labels, answers.predicted[i], classes) for i in run.setup.kept
+    ]
+    return findings.most_confused(np.sum(matrices, axis=0), PAIRS)
 
 
-def mistaken(run: Findings, label: int, named: int) -> list[int]:
-    """Find the images of a class that a kept network called another, by place in the answers."""
+def mistaken(run: Findings, label: int, predicted: int) -> list[int]:
+    """Find the images of class `label` for which a kept network predicts class `predicted`.
+
+    Returns:
+      Indices into `run.answers`, the images that most networks got wrong first.
+    """
     answers = run.answers
-    wrong = (answers.named[run.setup.kept] == named).sum(axis=0) * (answers.labels == label)
+    matches = (answers.predicted[run.setup.kept] == predicted).sum(axis=0)
+    wrong = matches * (answers.labels == label)
     return np.argsort(-wrong, kind="stable")[: np.count_nonzero(wrong)].tolist()
 
 
 def confused(run: Findings) -> list[Gallery]:
-    """Show the most frequent mistakes with images."""
+    """Show images for the most frequent mistakes."""
     answers, names, galleries = run.answers, run.setup.dataset.class_names, []
-    for label, named, count in confused_pairs(run):
+    for label, predicted, count in confused_pairs(run):
         shown = []
-        for at in mistaken(run, label, named)[:EXAMPLES]:
-            who = [str(i) for i in run.setup.kept if answers.named[i, at] == named]
-            text = f"by {', '.join(who)}"
-            pixels = of_test(run.subject, answers.positions[at]).pixels
+        for i in mistaken(run, label, predicted)[:EXAMPLES]:
+            wrong = [
+                str(peer) for peer in run.setup.kept if answers.predicted[peer, i] == predicted
+            ]
+            text = f"by {', '.join(wrong)}"
+            pixels = of_test(run.subject, int(answers.positions[i])).pixels
             shown.append(thumbnail(pixels, text, f"test image of {names[label]}, {text}"))
-        galleries.append(Gallery(f"{names[label]} called {names[named]}: {count} ×", shown))
+        galleries.append(Gallery(f"{names[label]} called {names[predicted]}: {count} ×", shown))
     return galleries
 
 
 def calibration(run: Findings) -> list[plots.Plot]:
-    """Plot a reliability diagram for every peer and the ensemble."""
+    """Plot a reliability diagram for each peer and the ensemble."""
     diagrams = []
     for i, name in enumerate(run.answering):
         confidence = run.answers.confidence[i]
@@ -192,10 +217,10 @@ def calibration(run: Findings) -> list[plots.Plot]:
 
 
 def agreement(run: Findings) -> Table | None:
-    """Tabulate how often two peers give the same answer; None for a single peer."""
+    """Tabulate how often two peers predict the same class; None for a single peer."""
     if len(run.titles) < 2:
         return None
-    shares = 100 * findings.agreement(run.answers.named[:-1])
+    shares = 100 * findings.agreement(run.answers.predicted[:-1])
     rows = [
         [title, *(f"{share:.2f}" for share in row)]
         for title, row in zip(run.titles, shares, strict=True)
@@ -204,35 +229,42 @@ def agreement(run: Findings) -> Table | None:
 
 
 def looks(run: Findings) -> list[Gallery]:
-    """Show Grad-CAM of two images that a kept network got wrong, and two that all got right."""
-    wrong = [mistaken(run, label, named)[0] for label, named, _ in confused_pairs(run)]
+    """Show Grad-CAM for two images that a kept network got wrong, and two that all got right."""
+    wrong = [mistaken(run, label, predicted)[0] for label, predicted, _ in confused_pairs(run)]
     wrong = list(dict.fromkeys(wrong))[: LOOKS // 2]
     right = np.flatnonzero(run.answers.correct.all(axis=0)).tolist()
-    views, galleries = gradcam.viewer(run.subject), []
-    for at in wrong + right[: LOOKS - len(wrong)]:
-        picture = of_test(run.subject, run.answers.positions[at])
-        seen = views(picture, gradcam.PREDICTED)
-        texts, maps = gradcam.captions(run.subject, seen), [view.heat[0] for view in seen]
-        name = f"test image {run.answers.positions[at]}"
+    views_of, galleries = gradcam.viewer(run.subject), []
+    for i in wrong + right[: LOOKS - len(wrong)]:
+        index = int(run.answers.positions[i])
+        picture = of_test(run.subject, index)
+        views = views_of(picture, gradcam.PREDICTED)
+        texts, maps = gradcam.captions(run.subject, views), [view.heat[0] for view in views]
+        name = f"test image {index}"
         shown = [thumbnail(picture.pixels, "the image", name)]
         for text, heat in zip(texts, maps, strict=True):
-            over = figures.blend(picture.pixels, heat)
-            shown.append(thumbnail(over, text, f"{name}: heat map of {text}"))
+            overlay = figures.blend(picture.pixels, heat)
+            shown.append(thumbnail(overlay, text, f"{name}: heat map of {text}"))
         buffer = io.BytesIO()
         surfaces = figures.surfaces("", texts, maps, ink=figures.INK)
         surfaces.savefig(buffer, dpi=160, transparent=True)
         below = Thumbnail(data_uri(buffer), f"{name}: the peers' heat maps as surfaces")
-        label = run.setup.dataset.class_names[run.answers.labels[at]]
+        label = run.setup.dataset.class_names[run.answers.labels[i]]
         galleries.append(Gallery(f"{name}, label {label}", shown, below))
     return galleries
 
 
 def thumbnail(pixels: np.ndarray, text: str, alt: str) -> Thumbnail:
-    """Encode an image [H, W, channels] with a text below it."""
+    """Encode an image.
+
+    Args:
+      pixels: uint8 [H, W, channels].
+      text, alt: see `Thumbnail`.
+    """
     buffer = io.BytesIO()
     Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(buffer, "png")
     return Thumbnail(data_uri(buffer), alt, text, sharp=max(pixels.shape) < SMALL)
 
 
 def data_uri(png: io.BytesIO) -> str:
+    """Encode a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

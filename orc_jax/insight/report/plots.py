@@ -1,11 +1,12 @@
-"""Compute what the plots show; the template that a plot names draws it as inline SVG.
+"""Compute the plots; templates draw them as inline SVG.
 
-Plots are drawn at the size of a narrow screen and laid out side by side on a wide one, so that
-their text is never scaled far down.
+Plots are as wide as a narrow screen, and stand side by side on a wide one, so that their text is
+never scaled down much.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,32 +14,35 @@ from orc_jax.insight.figures import COLOURS
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 8, 34  # margins around the axes
-SHADES = 8  # of a confusion matrix
-NUMBERED = 12  # classes, up to which a matrix shows its numbers and their names
+SHADES = 8  # in a confusion matrix
+NUMBERED = 12  # up to so many classes, a confusion matrix shows its counts and the classes' names
+
+# The checks of annotated types in the tests do not take an int for a float.
+Number = float | int
 
 
 class Scale(NamedTuple):
-    """A linear axis: call it with a value to get the place in the drawing.
+    """A linear axis, a function from values to places in the drawing.
 
     Attributes:
-      low, high: the values at its ends.
-      start, end: the places of its ends.
-      least: the smallest step between two ticks.
+      low, high: values at its ends.
+      start, end: places of its ends.
+      least: smallest step between two ticks.
     """
 
-    low: float
-    high: float
-    start: float
-    end: float
-    least: float = 0.0
+    low: Number
+    high: Number
+    start: Number
+    end: Number
+    least: Number = 0
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> float:
         share = (value - self.low) / ((self.high - self.low) or 1)
         return float(self.start + share * (self.end - self.start))
 
     @property
     def ticks(self) -> list[float]:
-        """About five round numbers."""
+        """About five round numbers from one end to the other."""
         raw = max((self.high - self.low) / 5, self.least) or 1
         power = 10.0 ** np.floor(np.log10(raw))
         step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
@@ -51,10 +55,10 @@ class Series(NamedTuple):
     """A line or an area.
 
     Attributes:
-      name: in the legend.
-      colour: number of the page's colour.
+      name: for the legend.
+      colour: index into the page's colours.
       points: places (x, y) in the drawing.
-      dashed: whether the line is.
+      dashed: whether the line is dashed.
     """
 
     name: str
@@ -63,17 +67,18 @@ class Series(NamedTuple):
     dashed: bool = False
 
 
-class Plot(NamedTuple):
+@dataclass(frozen=True)
+class Plot:
     """A plot over two axes.
 
     Attributes:
-      template: the file that draws it.
-      title: above it.
-      x, y: the axes.
-      x_label: the name of the x axis.
-      content: the marks, as the template needs them.
+      template: file that draws the plot.
+      title: above the plot.
+      x, y: axes.
+      x_label: name of the x axis.
+      content: marks, as the template expects them.
       unit: of y, for the title.
-      text: below it.
+      text: below the plot.
     """
 
     template: str
@@ -85,28 +90,29 @@ class Plot(NamedTuple):
     unit: str = ""
     text: str = ""
 
-    width, height = WIDTH, HEIGHT
+    width: ClassVar[int] = WIDTH
+    height: ClassVar[int] = HEIGHT
 
 
 def lines(
     title: str,
-    epochs: Sequence[float],
-    series: dict[str, Sequence[float]],
+    epochs: Sequence[Number],
+    series: Mapping[str, Sequence[Number]],
     colours: Sequence[int],
     unit: str = "",
     dashed: Sequence[str] = (),
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[Number, Number] | None = None,
 ) -> Plot:
     """Plot curves over the epochs; values that are not finite are left out.
 
     Args:
-      title: of the figure.
-      epochs: x, of every value.
+      title: above the plot.
+      epochs: x of each value.
       series: name → values.
-      colours: of every series.
+      colours: of each series, see `Series`.
       unit: of the values.
-      dashed: names of series.
-      bounds: of the y axis; without them, those of the values.
+      dashed: names of the series whose lines are dashed.
+      bounds: of the y axis; by default those of the values, with a margin.
     """
     x, y = _axes(
         (epochs[0], epochs[-1]),
@@ -123,14 +129,21 @@ def lines(
 def stacked(
     title: str,
     epochs: Sequence[int],
-    series: dict[str, Sequence[float]],
+    series: Mapping[str, Sequence[Number]],
     colours: Sequence[int],
 ) -> Plot:
-    """Plot shares of a whole, one above the other; each epoch is a step of the area."""
+    """Plot shares of a whole as stacked areas, each with one step per epoch.
+
+    Args:
+      title: above the plot.
+      epochs: of each value.
+      series: name → values, which are divided by their sum over the series.
+      colours: of each series, see `Series`.
+    """
     values = np.array(list(series.values()), float)
     tops = 100 * np.cumsum(values, axis=0) / np.maximum(values.sum(axis=0), 1e-12)
     floors = np.vstack([np.zeros(len(epochs)), tops[:-1]])
-    # An epoch's share is that of the time since the one before it.
+    # The share of an epoch covers the time since the epoch before it.
     edges = [2 * epochs[0] - epochs[1] if len(epochs) > 1 else epochs[0] - 1, *epochs]
     x, y = _axes((edges[0], edges[-1]), (0, 100))
 
@@ -149,21 +162,23 @@ def stacked(
 
 
 def reliability(title: str, bins: Sequence, text: str) -> Plot:
-    """Plot accuracy over confidence; answers as good as confident lie on the diagonal.
+    """Plot accuracy over confidence; where they are equal, bars end on the diagonal.
+
+    The more predictions there are in a bin, the more opaque its bar.
 
     Args:
-      title, text: above and below.
-      bins: `findings.Bin`s of equal width. A bar is the more opaque, the more answers it has.
+      title, text: above and below the plot.
+      bins: `findings.Bin`s of equal width.
     """
     x, y = _axes((0, 100), (0, 100))
-    width, most = 100 / len(bins), max(b.share for b in bins)
+    width, largest_share = 100 / len(bins), max(b.share for b in bins)
     bars = [
         {
             "x": x(i * width),
             "y": y(100 * b.accuracy),
             "width": x(width) - x(0) - 1,
             "height": y(0) - y(100 * b.accuracy),
-            "opacity": 0.25 + 0.75 * b.share / most,
+            "opacity": 0.25 + 0.75 * b.share / largest_share,
             "bin": b,
         }
         for i, b in enumerate(bins)
@@ -173,15 +188,17 @@ def reliability(title: str, bins: Sequence, text: str) -> Plot:
     return Plot("reliability.svg", title, x, y, label, bars, text=text)
 
 
-class Matrix(NamedTuple):
-    """A confusion matrix; rows are the labels, columns the answers.
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix; rows are labels, columns are predicted classes.
 
     Attributes:
-      title: above it.
-      size: C, the number of classes.
-      shades: (opacity, cells as (row, column)) of every shade.
-      numbers: (row, column, count, whether the shade is strong), for few classes.
-      names: of the classes, cut short, for few classes.
+      title: above the matrix.
+      size: number of classes C.
+      shades: (opacity, cells as [row, column]) of each shade.
+      numbers: (row, column, count, whether the shade is strong) of each cell that is not 0; empty
+        for many classes.
+      names: of the classes, abbreviated; empty for many classes.
     """
 
     title: str
@@ -190,18 +207,20 @@ class Matrix(NamedTuple):
     numbers: list[tuple[int, int, int, bool]]
     names: list[str]
 
-    template, unit, text = "matrix.svg", "", ""
+    template: ClassVar[str] = "matrix.svg"
+    unit: ClassVar[str] = ""
+    text: ClassVar[str] = ""
 
 
 def matrix(title: str, counts: np.ndarray, names: Sequence[str]) -> Matrix:
-    """Plot a confusion matrix, each row of sum 1.
+    """Plot a confusion matrix, with shades by the share of each row.
 
-    The cells of one shade are one path, so that a thousand classes stay a small file; of few
-    classes, each cell has its number.
+    All cells of one shade become one path of the SVG, which keeps the file small even for a
+    thousand classes.
 
     Args:
-      title: of the figure.
-      counts: [C, C], how often an image of class i (row) was called j (column).
+      title: above the matrix.
+      counts: [C, C], see `findings.confusion`.
       names: [C], of the classes.
     """
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -219,14 +238,15 @@ def matrix(title: str, counts: np.ndarray, names: Sequence[str]) -> Matrix:
 
 
 def _axes(horizontal, vertical) -> tuple[Scale, Scale]:
-    """The axes for values of these ranges; the x axis has no ticks between whole numbers."""
-    x = Scale(*horizontal, LEFT, WIDTH - RIGHT, least=1)
-    return x, Scale(*vertical, HEIGHT - BOTTOM, TOP)
+    """Make the axes for these ranges (low, high); the x axis has ticks at whole numbers only."""
+    (left, right), (low, high) = horizontal, vertical
+    x = Scale(left, right, LEFT, WIDTH - RIGHT, least=1)
+    return x, Scale(low, high, HEIGHT - BOTTOM, TOP)
 
 
 def _bounds(values):
-    """The range of the values that are finite, with some room."""
+    """Return the range of the finite values, with a margin."""
     finite = [value for value in values if np.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
-    room = 0.05 * (high - low) or 0.5
-    return (max(0.0, low - room) if low >= 0 else low - room), high + room
+    margin = 0.05 * (high - low) or 0.5
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin

@@ -1,11 +1,12 @@
-"""Write what runs learned to one HTML page.
+"""Write the report about runs.
 
-The file needs no network and no other file: plots are SVG within it, images data URIs. All markup
-is in templates/ and escapes whatever it is given; the modules here gather what it shows.
+The page needs no network and no other file: its plots are inline SVG, its images data URIs. All
+markup is in templates/, where every value is escaped; the modules here gather the values.
 """
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from orc_jax.errors import UserError
@@ -16,7 +17,7 @@ from orc_jax.insight.report.findings import find
 
 @functools.cache
 def environment():
-    """Load the templates; every value that they are given is escaped.
+    """Load the templates, with escaping of all values.
 
     Raises:
       UserError: Jinja2 is missing.
@@ -35,14 +36,15 @@ def environment():
 
 
 def report(
-    workdirs: list[str], out: str | Path, checkpoint: str = "last", data_dir: str = ""
+    workdirs: Sequence[str], out: str | Path, checkpoint: str = "last", data_dir: str = ""
 ) -> None:
-    """Write the page about these runs, from their records and a checkpoint of each.
+    """Write a page about runs, from their records and a checkpoint of each.
 
     Args:
-      workdirs: of the runs.
-      out: the file.
-      checkpoint, data_dir: see `prepare.restore`.
+      workdirs: work directories of the runs.
+      out: file to write; an older one is replaced.
+      checkpoint: "last", "best" or the step of a checkpoint.
+      data_dir: directory of the data, if it was moved.
 
     Raises:
       UserError: there is no such run, checkpoint or data, a package is missing, or the file
@@ -53,7 +55,7 @@ def report(
     out = Path(out)
     new = out.with_name(f".{out.name}.new")
     try:
-        new.touch()  # before the work, which can take minutes
+        new.touch()  # fails before the work, which can take minutes, rather than after it
         runs = [find(workdir, checkpoint, data_dir) for workdir in workdirs]
         new.write_text(template.render(page.context(runs)), encoding="utf-8")
         new.replace(out)

@@ -1,0 +1,92 @@
+"""How the commands are listed, described and chosen; what they do is tested elsewhere."""
+
+import sys
+from importlib import import_module
+
+import pytest
+from absl import flags
+from conftest import run_command
+
+from orc_jax import __main__ as program
+from orc_jax.commands import COMMANDS
+
+EXPECTED = {
+    "train": ("config", "workdir", "[no]distributed"),
+    "evaluate": ("workdir", "checkpoint", "data_dir"),
+    "predict": ("format", "out", "batch_size"),
+    "export": ("workdir", "out", "peer", "checkpoint"),
+    "report": ("out", "checkpoint", "data_dir"),
+    "gradcam": ("workdir", "network", "images", "classes", "out", "checkpoint", "data_dir"),
+    "models": ("[no]latency",),
+    "import-torch": ("model", "num_classes", "out", "channels", "mean", "std", "size"),
+}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Calls `python -m orc_jax ARGS` in this process and returns what it prints."""
+    before = set(flags.FLAGS)
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["orc_jax", *args])
+        program.main()
+        return capsys.readouterr().out
+
+    yield call
+    flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+
+
+def test_all_commands_are_listed(call):
+    page = call()
+    assert page == call("--help") == call("-h") == call("help")
+    for name, summary in COMMANDS.items():
+        (line,) = [line for line in page.splitlines() if line.split()[:1] == [name]]
+        assert line.endswith(summary)
+
+
+def test_every_command_has_an_expected_page():
+    assert COMMANDS.keys() == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_help_page_of_a_command(call, name):
+    page = call(name, "--help")
+    lines = page.splitlines()
+    assert lines[0].startswith(f"usage: python -m orc_jax {name}")
+    assert lines[2] == COMMANDS[name]
+    listed = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert listed == [f"--{flag}" for flag in EXPECTED[name]]
+    assert lines[-2] == "example:"
+    assert lines[-1].startswith(f"  python -m orc_jax {name} ")
+
+
+def test_defaults_and_required_flags_are_named(call):
+    page = call("import-torch", "--help")
+    assert page.startswith(
+        "usage: python -m orc_jax import-torch FILE --model=… --num_classes=… --out=… "
+        "[--FLAG=VALUE …]\n"
+    )
+    lines = {line.split()[0]: line for line in page.splitlines() if line.startswith("  --")}
+    assert lines["--model"].endswith("(required)")
+    assert lines["--channels"].endswith("(default: 3)")
+
+
+def test_help_pages_do_not_run_the_command(call, monkeypatch):
+    command = import_module("orc_jax.commands.models")
+    monkeypatch.setattr(command, "cost", None)
+    call("models", "--latency", "--help")
+
+
+def test_an_unknown_command_gets_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["orc_jax", "trian"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown command 'trian': did you mean 'train'? ")
+    assert error.count("\n") == 1
+
+
+def test_a_help_page_in_a_process_of_its_own():
+    result = run_command("-m", "orc_jax", "train", "--help")
+    assert "--workdir" in result.stdout and result.stderr == ""
