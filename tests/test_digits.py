@@ -7,8 +7,6 @@ from test_recipes import NAMES
 
 import orc_jax
 
-EPOCHS = {"dcm": 20}  # in place of 10; DCM's three heads a network begin slowly
-
 # ORC is trained by its command in test_commands.
 METHODS = [name for name in NAMES if name != "orc"]
 # The smallest group that each method works with.
@@ -16,11 +14,12 @@ THREE = ("okddip", "okddip_net", "switokd_2t1s", "switokd_1t2s", "orc_peers")
 
 
 def preset(name):
-    network = "resnet8" if name == "dcm" else "tiny_digits"  # auxiliary heads need three stages
+    # Auxiliary heads need three stages.
+    network = "tiny_digits_deep" if name == "dcm" else "tiny_digits"
     networks = ",".join([network] * (3 if name in THREE else 2))
     config = importlib.import_module("configs.digits").get_config(f"{name}:{networks}")
     config.data.train_images, config.batch_size = 480, 32  # of 1,437 and 64
-    config.epochs = config.eval_every = config.checkpoint_every = EPOCHS.get(name, 10)
+    config.epochs = config.eval_every = config.checkpoint_every = 10
     return config
 
 

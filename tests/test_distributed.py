@@ -44,7 +44,7 @@ def alone(command, tmp_path_factory):
     return workdir
 
 
-def start(count, *args):
+def start(count, *args, **env):
     """The processes of one run, each with one device; what they print is in `process.stdout`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -59,7 +59,8 @@ def start(count, *args):
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(i),
-            },
+            }
+            | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -114,18 +115,24 @@ def test_four_processes_train_as_one(command, alone, tmp_path):
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(command, alone, tmp_path):
     command = [*command, f"--workdir={tmp_path}/two"]
 
-    processes = start(2, *command)
+    def hold(step, name):
+        return {"HOLD": str(step), "HELD": str(tmp_path / name), "GO": str(tmp_path / f"{name}.go")}
+
+    processes = start(2, *command, **hold(PER_EPOCH + 3, "first"))
     wait_for(tmp_path / "two" / "checkpoints" / str(PER_EPOCH), processes)
+    wait_for(tmp_path / "first", processes)
     processes[1].send_signal(signal.SIGKILL)
+    (tmp_path / "first.go").touch()
     (status, _, errors), _ = end(processes)
     assert status != 0
     # Ours; JAX's own if it noticed first, or while a checkpoint was written.
     assert "another process of this run has ended" in errors or "another task died" in errors
 
-    processes = start(2, *command)
-    while "epoch" not in (line := processes[0].stdout.readline()):
-        assert line
+    processes = start(2, *command, **hold(3 * PER_EPOCH + 3, "second"))
+    wait_for(tmp_path / "second", processes)
     processes[1].send_signal(signal.SIGTERM)
+    time.sleep(3)  # JAX looks for the signal once a second
+    (tmp_path / "second.go").touch()
     results = end(processes)
     assert [status for status, *_ in results] == [STOPPED, STOPPED], results
     assert "stopped by SIGTERM at step" in results[0][1]
