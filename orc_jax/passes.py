@@ -233,18 +233,23 @@ def backward(group: Group, passes: list[Pass], d_outputs: Outputs) -> list:
     return grads
 
 
-def gradients_of_logits(stack: Stack, stack_pass: Pass, d_logits):
-    """Return the gradients of the parameters for a loss of the members' logits alone.
+def update_group(group: Group, states, passes: list[Pass], grads: list, step, learns) -> tuple:
+    """Take the optimizer step of every stack that learns from its pass.
 
     Args:
-      stack: the networks.
-      stack_pass: of `forward`.
-      d_logits: [members, B, C], the loss's gradient for the logits of the whole batch.
+      group: the networks.
+      states: a `StackState` for each stack.
+      passes: of `forward_group`.
+      grads: of `backward`.
+      step: int32 scalar, for the learning rates.
+      learns: [P] bool, see `update`.
     """
-    d_outputs = jax.tree.map(jnp.zeros_like, stack_pass.outputs)
-    d_outputs = d_outputs.replace(logits=share(d_logits, stack.batch_axes, axis=1))
-    assert stack_pass.pullback is not None
-    return lax.psum(stack_pass.pullback(d_outputs), stack.batch_axes)
+    return tuple(
+        state
+        if grad is None
+        else update(stack, state, grad, stack_pass.stats, step, members(stack, learns))
+        for stack, state, stack_pass, grad in zip(group.stacks, states, passes, grads, strict=True)
+    )
 
 
 def update(stack: Stack, state: StackState, grads, stats, step, learns) -> StackState:
@@ -282,63 +287,3 @@ def where(mask, new, old):
         return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
 
     return jax.tree.map(choose, new, old)
-
-
-def update_teachers(group: Group, images, mixed, step, stacks, logits, update_of):
-    """Give some peers their optimizer step on mixed images before they teach.
-
-    Which peers these are is known only at run time, so each stack runs as many networks as could
-    learn at once, with the learners' weights gathered into them. (A `lax.cond` per peer would run
-    none in vain, but XLA's CPU convolutions are 30 times slower inside a conditional.)
-
-    Args:
-      group: the networks.
-      images, mixed: the batch, and the mixture to learn from, as in `images_of`.
-      step: int32 scalar.
-      stacks: a `StackState` for each stack.
-      logits: whole.
-      update_of: the `TeacherUpdate`.
-
-    Returns:
-      Stacks with the updated peers, logits in which theirs are those of their new weights on the
-      batch itself, and their losses [P] (0 for the others).
-    """
-
-    def total(logits):
-        losses = update_of.loss(logits)
-        return losses.sum(), losses
-
-    new_stacks, losses_of = [], jnp.zeros(group.size)
-    for stack, state in zip(group.stacks, stacks, strict=True):
-        rows = np.array(stack.peers)
-        if not update_of.among[rows].any():
-            new_stacks.append(state)
-            continue
-        active = members(stack, update_of.learners)
-        slots = jnp.argsort(~active)[: update_of.at_most]
-        learners = state.replace(members=select(state.members, slots))
-
-        learned = forward(stack, learners, images_of(stack, mixed))
-        d_logits, losses = jax.grad(total, has_aux=True)(over_batch(stack, learned.outputs.logits))
-        grads = gradients_of_logits(stack, learned, d_logits)
-        learners = update(stack, learners, grads, learned.stats, step, active[slots])
-
-        # They teach in train mode, by the statistics of this batch, like their students.
-        teaching = forward(stack, learners, images_of(stack, images))
-        new_logits = over_batch(stack, teaching.outputs.logits)
-        new_stacks.append(state.replace(members=put(state.members, slots, learners.members)))
-
-        # From the slots to the members of this device, and to those of all.
-        new_logits = jnp.zeros((len(active), *logits.shape[1:])).at[slots].set(new_logits)
-        losses = jnp.zeros(len(active)).at[slots].set(losses)
-        new_logits, losses = over_members(stack, (new_logits, losses))
-        is_learner = update_of.learners[rows]
-        new_logits = where(is_learner, lax.stop_gradient(new_logits), logits[rows])
-        logits = logits.at[rows].set(new_logits)
-        losses_of = losses_of.at[rows].set(jnp.where(is_learner, losses, 0.0))
-    return tuple(new_stacks), logits, losses_of
-
-
-def put(tree, slots, chosen):
-    """Return the tree with the entries at these positions of the leading axis replaced."""
-    return jax.tree.map(lambda x, y: x.at[slots].set(y), tree, chosen)

@@ -4,7 +4,8 @@ One iteration is what `step` in `make_train_step` does, in five parts:
 
 1. the batch: which images, how they are changed and mixed        (data/batches.py, data/mixing.py)
 2. one forward pass of every network                              (passes.py)
-3. the method: roles, teachers that learn first, loss, gradients  (methods/apply.py and NAME.py)
+3. the method: roles, loss, gradients                             (methods/apply.py and NAME.py)
+   and teachers that learn before they teach                      (teachers.py)
 4. one backward pass and one optimizer step of every network      (passes.py)
 5. the next state, with the metrics of this step
 
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from orc_jax import losses, optimizers, passes, peers
+from orc_jax import losses, optimizers, passes, peers, teachers
 from orc_jax import state as states
 from orc_jax.data import batches, mixing
 from orc_jax.methods.apply import apply_method
@@ -83,42 +84,26 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
         def update_teachers(stacks, logits, update):
             lam, partner = update.mix
             mixed = lam * images + (1 - lam) * images_at(passes.share(partner, "data"))
-            return passes.update_teachers(group, images, mixed, state.step, stacks, logits, update)
+            return teachers.update_teachers(
+                group, images, mixed, state.step, stacks, logits, update
+            )
 
+        batch = Batch(
+            outputs=outputs,
+            labels=labels,
+            soft_labels=soft,
+            epoch=state.step // len(order),
+            memory=state.method.memory,
+        )
+        own_params = state.method.params
         applied = apply_method(
-            config.method,
-            method,
-            state.stacks,
-            Batch(
-                outputs=outputs,
-                labels=labels,
-                soft_labels=soft,
-                epoch=state.step // len(order),
-                memory=state.method.memory,
-            ),
-            state.method.params,
-            method_key,
-            update_teachers,
+            config.method, method, state.stacks, batch, own_params, method_key, update_teachers
         )
         roles = applied.batch.roles
 
         # 4. Each network's gradient, from its one pass, and its optimizer step.
         grads = passes.backward(group, done, applied.d_outputs)
-        stacks = tuple(
-            stack_state
-            if grad is None
-            else passes.update(
-                stack,
-                stack_state,
-                grad,
-                stack_pass.stats,
-                state.step,
-                passes.members(stack, roles.learns),
-            )
-            for stack, stack_state, grad, stack_pass in zip(
-                group.stacks, applied.stacks, grads, done, strict=True
-            )
-        )
+        stacks = passes.update_group(group, applied.stacks, done, grads, state.step, roles.learns)
         own = _update_own(config, state.method, applied.d_own, state.step, len(order))
 
         # 5. What the run remembers.

@@ -17,7 +17,7 @@ FLOORS = (
     ("data", "models"),
     ("peers",),
     ("methods", "passes"),
-    ("state",),
+    ("state", "teachers"),
     ("step",),
     ("config",),
     ("checks", "recipes"),
