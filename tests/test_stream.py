@@ -244,8 +244,8 @@ def test_in_the_place_of_a_file_that_is_spoilt_later_stands_another(root, tmp_pa
     copy, _ = copy_with_faults(root, tmp_path)
     split = split_of(copy, on_error="skip")
     before, labels = next(stream.training(split, 1, 8, 2, 0))
-    order = stream.epoch_order(1, 0, len(split.labels))
-    for at in order[[0, 3]]:
+    order = stream.epoch_order(1, 0, len(split.labels)).tolist()
+    for at in (order[0], order[3]):
         split.files.file(at).write_bytes(b"")
     images, replaced = next(stream.training(split, 1, 8, 2, 0))
     np.testing.assert_array_equal(images[1:3], before[1:3])

@@ -1,11 +1,12 @@
 """Encoded images: decoded once to uint8 arrays of one size, or checked and left encoded."""
 
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,7 +111,9 @@ def _read(data, splits: dict, host, size, streamed) -> list:
     return read
 
 
-def decode(file: str | Path | IO, size: int, resize: int = 0, channels: int = 3) -> np.ndarray:
+def decode(
+    file: str | Path | io.BytesIO, size: int, resize: int = 0, channels: int = 3
+) -> np.ndarray:
     """Decode an image, scale its shorter side, and take the centre.
 
     Grey, palette and 16-bit images become RGB; an alpha channel is dropped.
