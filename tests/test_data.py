@@ -253,7 +253,7 @@ def test_damaged_images_of_tfds_are_listed_before_the_first_step(
     with pytest.raises(UserError) as error:
         load_data(fake_config(tmp_path, memory=memory))
     assert str(error.value).startswith("2 of the images cannot be decoded")
-    assert f"{tmp_path}/prepared, train, record 1 (no image that Pillow knows)" in str(error.value)
+    assert f"{tmp_path}/prepared, train, record 1 (not an image that Pillow" in str(error.value)
     assert "record 3 (its label is 7)" in str(error.value)
     dataset = load_data(fake_config(tmp_path, memory=memory, on_error="skip"))
     assert dataset.train.labels.tolist() == [0, 1, 1]

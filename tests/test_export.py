@@ -257,7 +257,7 @@ def test_predictions_of_files_by_the_command(tmp_path, files, exported):
     expected = orc_jax.load(out).predict(IMAGES[:3])
     args = ("-m", "orc_jax.predict", str(out), str(files), "--batch_size=2")
     result = run_command(*args, "--format=csv")
-    assert result.stderr == f"passed over {files}/broken.jpg: no image that Pillow knows\n"
+    assert result.stderr == f"passed over {files}/broken.jpg: not an image that Pillow can read\n"
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     names = [f"{files}/{name}" for name in ("a.png", "b, c.bmp", "below/[d].png")]
     assert [row["file"] for row in rows] == names

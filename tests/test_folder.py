@@ -99,7 +99,7 @@ def test_tiny_imagenets_own_layout(tmp_path):
     shown = folder.find(root, ("n02", "n01"))  # of the test images alone
     assert shown.train is None and shown.test.paths == listing.test.paths
     (root / "wnids.txt").write_text("n02\nn03\n")
-    with pytest.raises(UserError, match="'n01' is not both in wnids"):
+    with pytest.raises(UserError, match="'n01' is not in both wnids"):
         folder.find(root)
     (root / "wnids.txt").write_text("n02\nn01\n")
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn07\t0\t0\t1\t1\n")

@@ -161,7 +161,7 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
         (["test:3-1"], [], "test:3-1 has no image, allowed: test:FIRST-LAST"),
         ([str(tmp_path / "empty")], [], "has no image"),
         (["absent.png"], [], "absent.png cannot be read: No such file"),
-        ([f"{workdir}/config.json"], [], "no image that Pillow knows"),
+        ([f"{workdir}/config.json"], [], "not an image that Pillow can read"),
         (["test:0-2"], ["1", "2"], "--classes has 2 names for 3 images"),
         (["test:0"], ["ten"], "unknown class 'ten'"),
         (file, ["true"], "--classes=true: the label of black is not known"),

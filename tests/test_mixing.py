@@ -100,7 +100,7 @@ def test_the_step_mixes_images_and_labels_alike(how, monkeypatch):
     seen = []
 
     def loss(config, batch):
-        jax.debug.callback(lambda *x: seen.append(x), batch.features[0], batch.soft_labels)
+        jax.debug.callback(lambda *x: seen.append(x), batch.outputs.features[0], batch.soft_labels)
         return {"ce": losses.cross_entropy(batch.logits, batch.truth).mean(axis=1)}
 
     config = tiny_config(("brightness",), "ind")

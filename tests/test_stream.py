@@ -257,7 +257,7 @@ def test_in_the_place_of_a_file_that_is_spoilt_later_stands_another(root, tmp_pa
     assert f"passed over: {split.files.name(order[3])} cannot be decoded" in capfd.readouterr().err
     for at in order[:8]:
         split.files.file(at).write_bytes(b"")
-    with pytest.raises(UserError, match="its whole batch are damaged"):
+    with pytest.raises(UserError, match="all other images of its batch are damaged"):
         next(stream.training(split, 1, 8, 2, 0))
 
 

@@ -139,7 +139,7 @@ def _rectangle(key, shape, areas, ratios):
 
 def take(
     split: OnDevice,
-    positions: Int[Array, " B"],
+    positions: Int[Array | np.ndarray, " B"],
     changes: Augmentation,
     pad_mode: Literal["zero", "reflect"],
 ):

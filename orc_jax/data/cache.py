@@ -38,6 +38,6 @@ def cached(folder: Path | None, key: str, make: Callable[[], dict]) -> dict[str,
     except OSError as error:
         raise UserError(
             f"decoded images cannot be kept in {folder}: {error.strerror}; "
-            "--config.data.cache=DIR takes another folder"
+            "--config.data.cache=DIR uses another folder"
         ) from error
     return arrays

@@ -193,7 +193,7 @@ def _parse_binary(raw, where, fine):
     size = 1 + fine + _PIXELS
     if not raw or len(raw) % size:
         raise UserError(
-            f"{where} is truncated or corrupt: {len(raw)} bytes are no multiple of {size}"
+            f"{where} is truncated or corrupt: {len(raw)} bytes, not a multiple of {size}"
         )
     records = np.frombuffer(raw, np.uint8).reshape(-1, size)
     return _channels_last(records[:, -_PIXELS:]), records[:, int(fine)].astype(np.int32)

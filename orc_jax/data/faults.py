@@ -62,7 +62,7 @@ def reason(name: str, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         raise unreadable(name, error) from error
     if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow knows"
+        return "not an image that Pillow can read"
     return " ".join(str(error).replace(repr(name), "it").split())
 
 

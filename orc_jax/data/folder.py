@@ -203,7 +203,7 @@ def _tiny_imagenet(root, test_only) -> Listing:
     train = _by_class(root, "train")
     if train.keys() != set(names):
         unmatched = sorted(train.keys() ^ set(names))[0]
-        raise UserError(f"{root}: the class {unmatched!r} is not both in wnids.txt and in train")
+        raise UserError(f"{root}: the class {unmatched!r} is not in both wnids.txt and train")
     train, test = {name: train[name] for name in names}, _annotated(root, names)
     return Listing(_files(root, train, names), _files(root, test, names), names)
 

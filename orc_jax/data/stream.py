@@ -78,7 +78,7 @@ class _TrainingBatches:
             if image is not None:
                 return image, self._files.labels[position]
         name = self._files.name(int(positions[row]))
-        raise UserError(f"{name} and its whole batch are damaged")
+        raise UserError(f"{name} and all other images of its batch are damaged")
 
 
 @lru_cache(2)
@@ -188,10 +188,10 @@ def _read(files, data, i: int, crop_seed=None, resize: int = 0) -> np.ndarray | 
         return decode.decode(files.file(i), files.size, resize, files.channels)
     except faults.FAULTS as error:
         why = faults.reason(files.name(i), error)
-        fault = f"{files.name(i)} cannot be decoded: {why}"
+        message = f"{files.name(i)} cannot be decoded: {why}"
         if data.on_error == "stop":
-            raise UserError(f"{fault} (--config.data.on_error=skip passes over it)") from error
-        log.warning("passed over: %s", fault)
+            raise UserError(f"{message} (--config.data.on_error=skip passes over it)") from error
+        log.warning("passed over: %s", message)
         return None
 
 

@@ -138,7 +138,9 @@ def find(
     builder, sources = _open(name, directory)
     features, folder = builder.info.features, Path(builder.data_dir)
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
-        raise UserError(f"{name} has no images with labels, but {', '.join(features)}")
+        raise UserError(
+            f"{name} is not a data set of images and labels: it has {', '.join(features)}"
+        )
     if "train" not in sources:
         raise UserError(f"{name} has no split named train, but {', '.join(sources)}")
     height, width, channels = features["image"].shape

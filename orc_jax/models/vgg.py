@@ -39,7 +39,7 @@ class ConvBlock(Block):
     """A 3×3 convolution with norm and activation, and with stride 2 a pooling layer.
 
     Attributes:
-      smallest: height or width in pixels up to which images are not pooled any more.
+      smallest: activations of at most this height or width, in pixels, are not pooled.
     """
 
     smallest: int = 1
