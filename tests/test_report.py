@@ -8,7 +8,6 @@ import sys
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from conftest import run_command
 import orc_jax
 from configs import digits
 from orc_jax.errors import UserError
-from orc_jax.insight import figures
+from orc_jax.insight import figures, inspect
 from orc_jax.insight.report import findings, history, page, plots, writing
 from orc_jax.insight.report.writing import report
 from orc_jax.runtime import metrics
@@ -79,7 +78,16 @@ def test_plots_of_what_is_rare():
     plot = draw(plots.stacked("shares", [1], {"none": [0.0]}, [0]))
     assert "nan" not in plot
     nobody = {"promoted": [0.0, 0.0], "asked": [0.0, 1.0], "learned": [1.0, 1.0]}
-    run = SimpleNamespace(titles=["a", "b"], records=[{"epoch": 1, "train": nobody}])
+    peers = [inspect.Peer(title, None, None) for title in "ab"]
+    run = findings.Findings(
+        workdir=Path(),
+        step=1,
+        setup=None,
+        records=[{"epoch": 1, "train": nobody}],
+        promotions=[0, 0],
+        subject=inspect.Subject(peers, None, ()),
+        answers=None,
+    )
     titles = [plot.title for plot in history.roles(run)]
     assert titles == ["Share of the feedback samples asked for"]
     assert len(draw(plots.matrix("many", np.eye(1000, dtype=int), ["x"] * 1000))) < 30_000

@@ -131,7 +131,7 @@ def test_what_cannot_be_imported(tmp_path):
         (("resnet14", 100), r"layer1.1.bn1.running_mean is missing; .* and 25 more"),
         (("resnet9", 100), "did you mean 'resnet"),
         (("resnet8", 100, 3, (0.5,), ()), "one number each or 3"),
-        (("resnet8", 100, 3, (0.5,), (0,)), "std above 0"),
+        (("resnet8", 100, 3, (0.5,), (0.0,)), "std above 0"),
         (("resnet8", 100, 3, (), (), 4), "size is 4, allowed for resnet8: 8 or more"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""`python -m orc_jax.models` is short for `python -m orc_jax models`."""
+"""`python -m orc_jax.models` is `python -m orc_jax models`."""
 
 from orc_jax.commands.models import main
 

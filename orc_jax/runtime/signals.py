@@ -43,7 +43,7 @@ class Interruption:
     def _note(self, number, frame):
         self.requested = signal.Signals(number).name
         self.__exit__()
-        message = "stopping after this step, with a checkpoint; once more: at once, without one"
+        message = "stopping after this step, with a checkpoint; a second signal stops without one"
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{self.requested}: {message}", file=sys.stderr, flush=True)
 

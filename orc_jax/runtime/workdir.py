@@ -49,10 +49,12 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
 
 
 def check_config(workdir: Path, config) -> None:
-    """Check that a config is that of the directory's run, but for settings that change no result.
+    """Check that a config is that of the directory's run.
+
+    Settings that change no result may differ, such as the directory of the data.
 
     Raises:
-      UserError: they differ in another setting.
+      UserError: another setting differs.
     """
     differences = configs.differences(*map(_with_relative_paths, (read_config(workdir), config)))
     # How images are read changes no result. Neither does `on_error`, because the fingerprint tells

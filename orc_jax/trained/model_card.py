@@ -93,6 +93,8 @@ def text(about: dict, folder: str) -> str:
     """
     config, images, training = about["config"], about["images"], about["training"]
     ensemble = about["peer"] == "ensemble"
+    height, width, channels = images["image_shape"]
+    from_files = come_from_files((height, width, channels))
     method = dict(config["method"])
     facts = {
         "networks": ", ".join(about["networks"]),
@@ -114,7 +116,7 @@ def text(about: dict, folder: str) -> str:
         "optimizer": config["optimizer"]["name"],
         "accuracy": _accuracy(about),
         "shape": ", ".join(map(str, images["image_shape"])),
-        "scaling": _scaling(images),
+        "scaling": _scaling(images) if from_files else "",
         "mean": [round(value, 4) for value in images["mean"]],
         "std": [round(value, 4) for value in images["std"]],
         "output": "Logarithms of the mean of the networks' softmax outputs"
@@ -122,7 +124,7 @@ def text(about: dict, folder: str) -> str:
         else "Logits",
         "folder": folder,
         "predict": f"\n    python -m orc_jax.predict {folder} image.jpg folder/\n"
-        if come_from_files(images["image_shape"])
+        if from_files
         else "",
         "training": training["command"],
         "export": about["command"],
@@ -155,8 +157,6 @@ def _accuracy(about):
 
 
 def _scaling(images):
-    if not come_from_files(images["image_shape"]):
-        return ""
     height, width, _ = images["image_shape"]
     return (
         f"Of an image file, the shorter side is scaled to {images['resize'] or width} pixels, and "

@@ -82,7 +82,9 @@ def _load_torch(path):
         except Exception as error:
             # torch raises a dozen exceptions here, which mean the same to the user.
             asks_for = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            reason = f"it asks for {asks_for[1]}" if asks_for else "it is damaged or something else"
+            reason = (
+                f"it asks for {asks_for[1]}" if asks_for else "it is damaged or of another kind"
+            )
             raise UserError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):

@@ -50,7 +50,7 @@ def roles(run: Findings) -> list[plots.Plot]:
                 panels.append(plots.stacked(title, epochs, nonzero, colours))
     learned = {name: [100 * x for x in xs] for name, xs in per_peer(run, "learned").items()}
     if any(0 < x < 100 for values in learned.values() for x in values):
-        title = "Steps in which it learned from the loss"
+        title = "Steps in which a peer learned from the loss"
         colours = list(range(len(learned)))
         panels.append(plots.lines(title, epochs, learned, colours, "%", bounds=(0, 100)))
     return panels

@@ -201,7 +201,9 @@ def confused(run: Findings) -> list[Gallery]:
             text = f"by {', '.join(wrong)}"
             pixels = of_test(run.subject, int(answers.positions[i])).pixels
             shown.append(thumbnail(pixels, text, f"test image of {names[label]}, {text}"))
-        galleries.append(Gallery(f"{names[label]} called {names[predicted]}: {count} ×", shown))
+        galleries.append(
+            Gallery(f"{names[label]} predicted as {names[predicted]}: {count} ×", shown)
+        )
     return galleries
 
 
