@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, groups on random images, alternating rounds."""
+"""Common parts of the benchmarks: flags, groups on random images, timing, and tables."""
 
 import time
 from collections.abc import Callable
@@ -25,14 +25,20 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("network", "resnet8", "Network of every peer.")
 flags.DEFINE_integer("size", 8, "Height and width of the images.")
 flags.DEFINE_integer("channels", 1, "Channels of the images.")
-flags.DEFINE_integer("peers", 4, "Networks in the group, P.")
-flags.DEFINE_integer("batch", 64, "Images a step.")
-flags.DEFINE_integer("classes", 10, "Classes.")
-flags.DEFINE_integer("rounds", 20, "Rounds; every variant runs once a round.")
+flags.DEFINE_integer("peers", 4, "Number of networks in the group, P.")
+flags.DEFINE_integer("batch", 64, "Images per step.")
+flags.DEFINE_integer("classes", 10, "Number of classes.")
+flags.DEFINE_integer("rounds", 20, "Number of rounds; every variant runs once per round.")
 
 
 def settings(method: str, size: int, **changes):
-    """A config of `size` equal peers; keywords go to config.method."""
+    """Return a config of equal peers.
+
+    Args:
+      method: name of the method.
+      size: number of peers.
+      **changes: settings of the method.
+    """
     config = configs.default_config(method)
     config.batch_size = config.eval_batch_size = FLAGS.batch
     config.mesh.data = 1
@@ -42,16 +48,19 @@ def settings(method: str, size: int, **changes):
 
 
 def random_images():
-    """Labelled noise: time does not depend on what is in the pictures."""
+    """Return noise with labels as (train images, train labels, test images, test labels).
+
+    The time of a step does not depend on the content of its images.
+    """
     rng = np.random.default_rng(0)
-    n = 8 * FLAGS.batch
-    images = rng.integers(0, 256, (n, FLAGS.size, FLAGS.size, FLAGS.channels), dtype=np.uint8)
-    labels = rng.permutation(np.arange(n) % FLAGS.classes)
+    count = 8 * FLAGS.batch
+    images = rng.integers(0, 256, (count, FLAGS.size, FLAGS.size, FLAGS.channels), dtype=np.uint8)
+    labels = rng.permutation(np.arange(count) % FLAGS.classes)
     return images, labels, images[: FLAGS.batch], labels[: FLAGS.batch]
 
 
 def compiled_step(config):
-    """(state, compiled train step, its further arguments, setup) of a config."""
+    """Return (state, compiled train step, its further arguments, setup) of a config."""
     setup = prepare(config, random_images())
     state = init_state(*setup.state_args(), {})
     train_step, *_ = compile_steps(config, setup.group, setup.method)
@@ -63,7 +72,7 @@ def compiled_step(config):
 
 @contextmanager
 def plain_convolutions():
-    """Networks built within use `lax.conv_general_dilated` itself."""
+    """Make networks that are built in this context use `lax.conv_general_dilated` itself."""
     ours = layers.per_peer_conv
     layers.per_peer_conv = lax.conv_general_dilated
     try:
@@ -73,7 +82,10 @@ def plain_convolutions():
 
 
 def single_step():
-    """The same for one network, without a stack, a method and `jax.vmap`."""
+    """Return (state, compiled train step, its further arguments) of one network alone.
+
+    There is no stack, no method and no `jax.vmap`.
+    """
     config = settings("ind", FLAGS.peers)
     setup = prepare(config, random_images())
     network = models.create(FLAGS.network, FLAGS.classes)
@@ -82,15 +94,15 @@ def single_step():
 
     def train(state, data, order):
         variables, opt_state, count = state
-        at = order[count % len(order)]
+        positions = order[count % len(order)]
         changes = batches.draw_augmentation(jax.random.key(count), config.data, (FLAGS.batch,))
-        images = batches.take(data, at, changes, "zero")
+        images = batches.take(data, positions, changes, "zero")
 
         def loss(params):
             logits, stats = network.apply(
                 variables | {"params": params}, images, train=True, mutable="batch_stats"
             )
-            return losses.cross_entropy(logits, data.labels[at]).mean(), stats
+            return losses.cross_entropy(logits, data.labels[positions]).mean(), stats
 
         grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
         updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
@@ -107,7 +119,7 @@ def single_step():
 
 
 def peak_bytes(program) -> int:
-    """Peak memory of a compiled program, by its own analysis."""
+    """Return the peak memory of a compiled program in bytes, by its own analysis."""
     analysis = program.memory_analysis()
     return (
         analysis.temp_size_in_bytes
@@ -118,34 +130,37 @@ def peak_bytes(program) -> int:
 
 
 def repeated(state, program, args):
-    """A function that does one step more and waits for it."""
-    box = [state]
+    """Return a function that runs the next step of a program and waits for it."""
 
-    def once():
-        box[0] = program(box[0], *args)
-        jax.block_until_ready(box[0])
+    def step():
+        nonlocal state
+        state = program(state, *args)
+        jax.block_until_ready(state)
 
-    return once
+    return step
 
 
 def alternate(
     run: dict, before: Callable = lambda name: None, rounds: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Seconds of every function in every round, after one round that does not count.
+    """Time functions that take turns.
 
     Args:
       run: name → function.
-      before: called with the name before each call of its function, not counted.
-      rounds: how many, by default `--rounds`.
+      before: called with the name before each call of its function, outside of the timing.
+      rounds: number of rounds; None: `--rounds`.
+
+    Returns:
+      Name → seconds of each round. The first round, of all functions, is not counted.
     """
-    for once in run.values():
-        once()
-    times: dict = {name: [] for name in run}
+    for function in run.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in run}
     for _ in range(rounds or FLAGS.rounds):
-        for name, once in run.items():
+        for name, function in run.items():
             before(name)
             began = time.perf_counter()
-            once()
+            function()
             times[name].append(time.perf_counter() - began)
     return {name: np.array(seconds) for name, seconds in times.items()}
 
@@ -153,12 +168,14 @@ def alternate(
 def show(
     columns: tuple[str, ...], rows: list, *notes: str, what: str = "", group: str = ""
 ) -> None:
-    """Prints a table with what was run and where above it.
+    """Print a table below a line that names the group, the device and the number of rounds.
 
     Args:
-      columns, rows, notes: of the table; notes come below it.
-      what: the network, by default `--network`.
-      group: networks, size of the images and batch, where the flags do not say them.
+      columns: names of the columns.
+      rows: texts of the cells.
+      *notes: lines below the table.
+      what: name of the networks; by default `--network`.
+      group: description of the group, the images and the batch; by default that of the flags.
     """
     group = group or (
         f"{FLAGS.peers} × {what or FLAGS.network}, {FLAGS.size}×{FLAGS.size}×{FLAGS.channels}, "
@@ -177,6 +194,6 @@ def show(
 
 
 def quartiles(ratio) -> str:
-    """The middle half of some ratios."""
+    """Return the first and the third quartile of ratios, for a table."""
     low, high = np.percentile(ratio, [25, 75])
     return f"{low:.3f} to {high:.3f}"

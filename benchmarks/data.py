@@ -1,12 +1,12 @@
-"""What the images cost: `python -m benchmarks.data`.
+"""`python -m benchmarks.data` measures what it costs to provide the images of a step.
 
-In memory: a training step with the images as the loop hands them over, over the same step on
-images and order that are already there. Streamed: images a second of the loader alone, over
-those of a PyTorch DataLoader that does the same to the same files with as many workers
-(`pip install -e '.[torch]'`); and the training step again, over the step on a batch that is
-already there.
+A training step that is fed as in the training loop is compared with the same step on arguments
+that are already on the device, for images in memory and for streamed images. The loader of streamed
+images alone is compared with a PyTorch DataLoader (`pip install -e '.[torch]'`) that does the same
+to the same files with as many workers.
 """
 
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -23,12 +23,12 @@ from orc_jax.state import init_state
 from orc_jax.step import compile_steps
 from orc_jax.training import training_batches
 
-flags.DEFINE_integer("images", 768, "JPEG files of 500×375.")
-flags.DEFINE_integer("workers", 2, "Processes that decode; 0: threads in this one.")
+flags.DEFINE_integer("images", 768, "Number of JPEG files of 500×375 pixels.")
+flags.DEFINE_integer("workers", 2, "Processes that decode; 0: threads of this process.")
 
 
 def write_images(root: Path) -> None:
-    """Smooth noise, which compresses as photographs do, in two classes."""
+    """Write JPEG files of two classes with smooth noise, which compresses as photographs do."""
     rng = np.random.default_rng(0)
     for i in range(FLAGS.images):
         path = root / ("val" if i < 16 else "train") / f"class{i % 2}" / f"{i}.jpg"
@@ -38,7 +38,7 @@ def write_images(root: Path) -> None:
 
 
 def config_of(root: Path, memory: float):
-    """A config on the folder; streamed without memory."""
+    """Return a config for the files, which streams them if they may take no memory."""
     config = settings("ind", FLAGS.peers)
     config.data.update(name="folder", dir=str(root), size=FLAGS.size, memory=memory)
     config.data.update(workers=FLAGS.workers, cache=str(root.parent / "cache"), pad=0)
@@ -48,36 +48,35 @@ def config_of(root: Path, memory: float):
 
 
 def steps(config):
-    """(seconds of steps as the loop feeds them, seconds of steps on what is there)."""
+    """Return the seconds per step of steps that are fed, and of steps on present arguments."""
     setup = prepare(config)
     state = init_state(*setup.state_args(), {})
     train_step, *_ = compile_steps(setup.config, setup.group, setup.method, streamed=setup.streamed)
     following = training_batches(setup, 0)
-    there = next(following)
-    state = train_step(state, *there)
+    present = next(following)
+    state = train_step(state, *present)
     jax.block_until_ready(state)
     fed, bare = [], []
-    # The one compiled step alternates between the two, several steps a time: that is how the
-    # loop runs, with the next images on their way while a step is computed.
+    # Several steps at a time, as in the loop, where the next images are read during a step.
     for _ in range(FLAGS.rounds):
-        for times, batches in ((fed, following), (bare, None)):
+        for times, batches in ((fed, following), (bare, itertools.repeat(present))):
             began = time.perf_counter()
             for _ in range(8):
-                state = train_step(state, *(next(batches) if batches else there))
+                state = train_step(state, *next(batches))
             jax.block_until_ready(state)
             times.append((time.perf_counter() - began) / 8)
     return np.array(fed), np.array(bare)
 
 
 def our_rate(config) -> float:
-    """Images a second of the loader alone, once it runs."""
+    """Return the images per second of our loader alone, after its start."""
     setup = prepare(config)
     loader = stream.training(setup.train_split, 0, FLAGS.batch, config.epochs, 0)
     return _rate(lambda: next(loader)[0])
 
 
 def torch_rate(root: Path) -> float:
-    """Images a second of a DataLoader that crops, scales and batches the same files."""
+    """Return the images per second of a DataLoader that crops, scales and batches the files."""
     from torch.utils.data import DataLoader, Dataset
 
     files = sorted((root / "train").rglob("*.jpg"))
@@ -96,17 +95,18 @@ def torch_rate(root: Path) -> float:
     return _rate(lambda: next(loader)[0])
 
 
-def _rate(batch, batches=8):
+def _rate(load, batches=8):
+    """Return the images per second of a function that loads a batch."""
     for _ in range(4):
-        batch()
+        load()
     began = time.perf_counter()
     for _ in range(batches):
-        batch()
+        load()
     return batches * FLAGS.batch / (time.perf_counter() - began)
 
 
 def main(_):
-    """Prints the table."""
+    """Print the table."""
     logging.set_verbosity(logging.WARNING)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,15 @@
-"""What a method costs: `python -m benchmarks.methods`.
+"""`python -m benchmarks.methods` measures what a method costs.
 
-Times one step of every method with the same P networks, alternating in one run, against
-`ind`, in which nobody teaches. Ratios are medians over rounds of time / ind within the round.
+One step of every method with the same P networks is compared with a step of `ind`, in which no
+network teaches another. All of them take turns in one process; ratios are medians over rounds of
+the time over that of `ind` in the same round.
 
-"passes" is the same ratio by what the networks compute, a forward pass being 1 and a backward
-pass 2: what there is besides is losses, ranking, masks and moving data. ORC's pivot learns
-from mixed images and then runs forward once more, and without a pivot the teacher's lesson
-comes on top; KD's teacher only runs forward; branches run their trunk once for all; DCM's
-heads are most of two networks more (no figure by passes for these two: see the README).
+The column "passes" is the ratio that the passes of the networks alone would give, with a forward
+pass as 1 and a backward pass as 2. The rest of the time goes into losses, ranking, masks and moving
+data. ORC's pivot learns from mixed images and then runs forward once more. Without a pivot, the
+pass of the temporary teacher on mixed images comes on top. The teacher of KD only runs forward.
+Branches run their trunk once for all, and DCM's heads are nearly two more networks: for these two
+the column is empty, see the README.
 """
 
 import jax
@@ -27,7 +29,7 @@ from benchmarks.common import (
 
 
 def variants(size: int) -> dict:
-    """name → (config, passes of this step over those of ind)."""
+    """Return name → (config, ratio of the passes of a step to those of ind, or None)."""
     ind = 3 * size
     return {
         "ind": (settings("ind", size), 1.0),
@@ -49,27 +51,27 @@ def variants(size: int) -> dict:
 
 
 def main(_):
-    """Prints the table."""
+    """Print the table."""
     logging.set_verbosity(logging.WARNING)
     run, memory, passes = {}, {}, {}
     for name, (config, passes[name]) in variants(FLAGS.peers).items():
         if name == "kd":
-            config.peers[0].init_from = "random weights do here"
+            config.peers[0].init_from = "none, random weights suffice"
         state, program, args, _ = compiled_step(config)
         run[name], memory[name] = repeated(state, program, args), peak_bytes(program)
     times = alternate(run)
     rows = []
     for name, seconds in times.items():
         ratio = seconds / times["ind"]
-        counted = passes[name]
+        expected = passes[name]
         rows.append(
             (
                 name,
                 f"{1000 * np.median(seconds):.1f}",
                 f"{np.median(ratio):.3f}",
                 quartiles(ratio),
-                "" if counted is None else f"{counted:.3f}",
-                "" if counted is None else f"{np.median(ratio) / counted:.3f}",
+                "" if expected is None else f"{expected:.3f}",
+                "" if expected is None else f"{np.median(ratio) / expected:.3f}",
                 f"{memory[name] / 2**20:.1f}",
             )
         )

@@ -1,7 +1,8 @@
-"""What a stack of each family of networks costs: `python -m benchmarks.networks --size=32`.
+"""`python -m benchmarks.networks --size=32` measures what a stack of each family costs.
 
-For every network, alternating in one run: training one network alone, without a stack and a
-method; the same with XLA's own convolutions; and a stack of P that do not teach each other.
+For every network, three programs take turns in one process: training one network alone, without a
+stack and a method; the same with XLA's own convolutions; and training a stack of P networks that do
+not teach each other.
 """
 
 import numpy as np
@@ -32,12 +33,12 @@ NETWORKS = [
     "ShuffleV1",
     "ShuffleV2",
 ]
-flags.DEFINE_bool("xla", True, "Also time XLA's own convolutions (minutes a network).")
-flags.DEFINE_list("networks", NETWORKS, "One row for each.")
+flags.DEFINE_bool("xla", True, "Also time XLA's own convolutions (minutes per network).")
+flags.DEFINE_list("networks", NETWORKS, "Networks to time.")
 
 
 def row(name: str) -> tuple[str, ...]:
-    """A network's row of the table."""
+    """Return the row of a network in the table."""
     FLAGS.network = name
     stack, *rest = compiled_step(settings("ind", FLAGS.peers))
     run = {"single": repeated(*single_step()), "stack": repeated(stack, *rest[:2])}
@@ -57,7 +58,7 @@ def row(name: str) -> tuple[str, ...]:
 
 
 def main(_):
-    """Prints the table."""
+    """Print the table."""
     logging.set_verbosity(logging.WARNING)
     columns = ("network", "ms alone", "ms a peer", "ratio", "quartiles", "XLA's own ÷ ours")
     rows = []

@@ -1,10 +1,11 @@
-"""What a compiled step needs: `python -m benchmarks.programs`. Nothing is run.
+"""`python -m benchmarks.programs` measures the memory and the communication of compiled steps.
 
-Memory: the peak by the program's own analysis, for several group sizes, for every method, and
-with what is there to need less. Wire: the bytes that each device sends in a step, counted from
-the collective operations of the program for a mesh of simulated devices (`--devices`): a ring
-all-reduce of n bytes over m devices sends 2 n (m−1)/m, an all-gather (m−1)/m of what it gives.
-Simulated devices share one processor: they show bytes and correctness, not speed.
+No step is run. The table "memory" has the peak by the program's own analysis, for several group
+sizes, for every method, and with the settings that save memory. The table "wire" has the bytes that
+each device sends in a step, counted from the collective operations of the program for a mesh of
+simulated devices (`--devices`): a ring all-reduce of n bytes over m devices sends 2 n (m−1)/m bytes,
+and an all-gather (m−1)/m of its result. Simulated devices share one processor, so they say nothing
+about speed.
 """
 
 import math
@@ -21,16 +22,16 @@ from orc_jax.step import compile_steps
 from orc_jax.training import training_batches
 
 flags.DEFINE_integer("devices", 4, "Simulated devices of the largest mesh.")
-flags.DEFINE_list("tables", ["memory", "wire"], "Which to print.")
+flags.DEFINE_list("tables", ["memory", "wire"], "Tables to print.")
 flags.DEFINE_list("sizes", ["1", "2", "4", "8"], "Group sizes of the memory table.")
-flags.DEFINE_bool("methods", True, "Whether the memory table has every method.")
+flags.DEFINE_bool("methods", True, "Include every method in the memory table.")
 
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1, "f64": 8}
 COLLECTIVE = re.compile(r"= (.*?) (all-[\w-]+?|reduce-scatter|collective-\w+?)(-start|-done)?\(")
 
 
 def program(config):
-    """The compiled step of a config; its state is not made."""
+    """Return the compiled step of a config; no state is allocated."""
     setup = prepare(config, random_images())
     train_step, *_ = compile_steps(setup.config, setup.group, setup.method)
     state = abstract_state(*setup.state_args())
@@ -38,11 +39,21 @@ def program(config):
 
 
 def wire_bytes(text: str) -> dict[str, float]:
-    """Bytes that a device sends for each kind of collective operation of a program's text."""
-    sent: dict = {}
+    """Count the bytes that a device sends for each kind of collective operation.
+
+    Args:
+      text: the compiled program as HLO text.
+
+    Returns:
+      Kind ("all-reduce", "all-gather") → bytes.
+
+    Raises:
+      ValueError: the program has a collective operation of another kind.
+    """
+    sent: dict[str, float] = {}
     for line in text.splitlines():
-        if found := COLLECTIVE.search(line):
-            shapes, kind, asynchronous = found.groups()
+        if match := COLLECTIVE.search(line):
+            shapes, kind, asynchronous = match.groups()
             if asynchronous or kind not in ("all-reduce", "all-gather"):
                 raise ValueError(f"a collective operation that is not counted: {line.strip()}")
             size = sum(
@@ -57,7 +68,7 @@ def wire_bytes(text: str) -> dict[str, float]:
 
 
 def _group_size(line):
-    """Devices of one group: of {{0,1},{2,3}} or of [2,2]<=[4], groups × devices."""
+    """Return the devices per group, of {{0,1},{2,3}} or [2,2]<=[4] (groups × devices)."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
         return len(listed[1].split(","))
@@ -65,17 +76,16 @@ def _group_size(line):
 
 
 def mebibytes(size) -> str:
-    """With the digits that matter."""
+    """Write a number of bytes in MiB, with three digits or all before the point."""
     return f"{size / 2**20:.3g}" if size < 10 * 2**20 else f"{size / 2**20:,.0f}"
 
 
 def memory() -> None:
-    """Prints peak memory by group size, by method, and with what needs less."""
+    """Print the peak memory by group size, by method, and with settings that save memory."""
     rows = []
 
     def row(name, config):
-        state = prepare(config, random_images())
-        weights = sum(4 * n for n in state.num_params)
+        weights = sum(4 * count for count in prepare(config, random_images()).num_params)
         rows.append((name, mebibytes(peak_bytes(program(config))), mebibytes(weights)))
         print(*rows[-1], flush=True)
 
@@ -84,7 +94,7 @@ def memory() -> None:
     for method in NAMES[1:] if FLAGS.methods else ():
         config = settings(method, FLAGS.peers)
         if method == "kd":
-            config.peers[0].init_from = "random weights do here"
+            config.peers[0].init_from = "none, random weights suffice"
         row(f"{method}, P = {FLAGS.peers}", config)
     for changes in ({"remat": True}, {"micro_batches": 4}, {"remat": True, "micro_batches": 4}):
         config = settings("ind", FLAGS.peers)
@@ -94,10 +104,10 @@ def memory() -> None:
 
 
 def wire() -> None:
-    """Prints the bytes over the wire by mesh."""
+    """Print the bytes that a device sends by mesh."""
     rows = []
-    devices = [n for n in (1, 2, 4, 8) if n <= FLAGS.devices]
-    meshes = [(n, 1) for n in devices] + [(1, n) for n in devices[1:]]
+    sizes = [size for size in (1, 2, 4, 8) if size <= FLAGS.devices]
+    meshes = [(size, 1) for size in sizes] + [(1, size) for size in sizes[1:]]
     for mesh in meshes:
         config = settings("dml", FLAGS.peers)
         config.mesh.data, config.mesh.peer = mesh
@@ -109,7 +119,7 @@ def wire() -> None:
 
 
 def main(_):
-    """Prints the tables."""
+    """Print the tables."""
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_num_cpu_devices", FLAGS.devices)
     for name in FLAGS.tables:

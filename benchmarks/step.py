@@ -1,15 +1,15 @@
-"""What a step costs: `python -m benchmarks.step`.
+"""`python -m benchmarks.step` measures what the parts of a step cost.
 
-Times, alternating in one run:
-  single     one network alone: no stack, no vmap;
+These programs take turns in one process:
+  single     one network alone, without a stack and `jax.vmap`;
   stack      P equal peers that do not teach each other (ind);
   orc_peers  ORC without a pivot;
-  orc        ORC with a pivot besides the P students;
-  two-pass   the same, but with ranking as a separate program before the step, so that the
-             students run forward twice, as the method is usually written down;
-  grouped    the stack with convolutions left to plain `jax.vmap`.
-Ratios are medians over rounds of time / (P × single) within the round. Peak memory is the
-compiled program's own analysis (none for two-pass, which is two programs).
+  orc        ORC with a pivot and P students;
+  two-pass   the same with ranking as a program of its own before the step, so that the students
+             run forward twice, as the method is usually written down;
+  grouped    the stack with its convolutions left to plain `jax.vmap`.
+Ratios are medians over rounds of time / (P × single) in the same round. Peak memory is that of the
+compiled program's own analysis (empty for two-pass, which is two programs).
 """
 
 import jax
@@ -31,11 +31,11 @@ from benchmarks.common import (
 from orc_jax import losses, passes
 from orc_jax.data import batches
 
-flags.DEFINE_bool("grouped", True, "Also time plain vmap (on a CPU some 20 times slower).")
+flags.DEFINE_bool("grouped", True, "Also time plain vmap (about 20 times slower on a CPU).")
 
 
 def ranking_pass(setup):
-    """A program that only ranks: the students' cross-entropy on a batch."""
+    """Return the index of the students' stack, and a program for their cross-entropy on a batch."""
     (students,) = [stack for stack in setup.group.stacks if 0 not in stack.peers]
 
     def rank(stack_state, data, order):
@@ -51,7 +51,7 @@ def ranking_pass(setup):
 
 
 def variants():
-    """name → function that does one step and waits for it; and name → peak bytes."""
+    """Return name → function that runs one step and waits for it, and name → peak bytes."""
     size, run, memory = FLAGS.peers, {}, {}
 
     def add(name, state, program, args, *_):
@@ -77,7 +77,7 @@ def variants():
 
 
 def main(_):
-    """Prints the table."""
+    """Print the table."""
     logging.set_verbosity(logging.WARNING)
     run, memory = variants()
     times = alternate(run)

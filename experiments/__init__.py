@@ -1,1 +1,1 @@
-"""Studies: named variants, several seeds, and the table and plot that compare them."""
+"""Studies, which compare named variants over several seeds in a table and a plot."""

@@ -6,7 +6,7 @@ SIZES = range(2, 9)
 
 
 def group(size):
-    """So many students."""
+    """Return the networks of a group of this many students."""
     return ",".join(["{student}"] * size)
 
 

@@ -1,4 +1,4 @@
-"""Runs as processes of their own, several at once: one that fails takes no other along."""
+"""Runs of a study, each in a process of its own, so that one that fails does not end the others."""
 
 import os
 import shutil
@@ -7,17 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from experiments.study import Run
 from orc_jax import methods
 from orc_jax.runtime import metrics
 from orc_jax.runtime.signals import Interruption
 
-POLL = 0.5  # seconds between looks at the processes
+POLL = 0.5  # seconds between checks of the processes
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run was trained to its end: its networks, which come last, are there."""
+    """Return whether a run was trained to its end and its networks, which come last, were saved."""
     kept = methods.get(run.config.method.name).positions.kept(
         run.config.method, len(run.config.peers)
     )
@@ -28,7 +29,10 @@ def is_finished(run: Run) -> bool:
 
 
 def gpus() -> list[str]:
-    """Names of this machine's NVIDIA GPUs, found without JAX: it would take their memory."""
+    """List the names of this machine's NVIDIA GPUs.
+
+    JAX is not asked, because it would allocate their memory.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
@@ -40,9 +44,17 @@ def gpus() -> list[str]:
 
 
 def environments(jobs: int, devices: list[str]) -> list[dict[str, str]]:
-    """What each of so many simultaneous jobs has in its environment: its share of the devices.
+    """Share the devices out among simultaneous jobs.
 
-    Jobs that share a GPU take its memory as they need it, not three quarters each.
+    Jobs that share a GPU allocate its memory as they need it; by default JAX would allocate three
+    quarters of it for each.
+
+    Args:
+      jobs: number of simultaneous jobs.
+      devices: names of the GPUs.
+
+    Returns:
+      The environment variables of each job.
     """
     if not devices:
         return [{}] * jobs
@@ -55,11 +67,15 @@ def environments(jobs: int, devices: list[str]) -> list[dict[str, str]]:
 class Jobs:
     """The processes of a study.
 
+    Args:
+      runs: all runs of the study, a teacher before the runs that need it.
+      slots: environment variables of each simultaneous process, see `environments`.
+
     Attributes:
       finished: runs that were trained to their end, now or earlier.
       running: runs that are being trained.
-      failed: run → what went wrong.
-      stopped: the signal that ended it all before its end, or "".
+      failed: run → reason.
+      stopped: name of the signal that stopped the study, or "".
     """
 
     def __init__(self, runs: list[Run], slots: list[dict[str, str]]):
@@ -70,13 +86,13 @@ class Jobs:
         self._slots = dict(enumerate(slots))
         self._waiting = [run for run in runs if run not in self.finished]
         self._processes: dict[int, tuple[Run, subprocess.Popen]] = {}
-        self._begins: dict[Run, int] = {}  # of this time's output in the log
+        self._begins: dict[Run, int] = {}  # position in the log where the process's output begins
 
-    def run(self, on_look: Callable[[], None], on_end: Callable[[Run], None]) -> None:
-        """Trains what is not finished.
+    def run(self, on_poll: Callable[[], None], on_end: Callable[[Run], None]) -> None:
+        """Train the runs that are not finished.
 
         Args:
-          on_look: called twice a second.
+          on_poll: called twice a second.
           on_end: called with every run that ended.
         """
         with Interruption() as interruption:
@@ -86,13 +102,13 @@ class Jobs:
                     self._start()
                     time.sleep(POLL)
                     self._collect(on_end)
-                    on_look()
-            finally:  # after an error too: the terminal may be gone, the disk full
+                    on_poll()
+            finally:  # also after an error: the terminal may be gone or the disk full
                 self.stopped = interruption.requested
                 self._end()
 
     def _end(self):
-        """They save a checkpoint; a second Ctrl-C does not wait for that."""
+        """Terminate all processes, which save a checkpoint; a second Ctrl-C kills them."""
         processes = [process for _, process in self._processes.values()]
         try:
             for process in processes:
@@ -104,6 +120,7 @@ class Jobs:
                 process.kill()
 
     def _start(self):
+        """Start runs whose teachers are trained, as many as there are free slots."""
         for run in [run for run in self._waiting if run.teacher in self.failed]:
             self._waiting.remove(run)
             self.failed[run] = f"{run.teacher.name} failed"
@@ -116,9 +133,11 @@ class Jobs:
             self._processes[slot] = (run, _process(run, self._slots[slot]))
 
     def _collect(self, on_end):
-        ended = {slot: run for slot, (run, p) in self._processes.items() if p.poll() is not None}
-        for slot, run in ended.items():
-            _, process = self._processes.pop(slot)
+        """Take note of the processes that have ended."""
+        for slot, (run, process) in list(self._processes.items()):
+            if process.poll() is None:
+                continue
+            del self._processes[slot]
             self.running.remove(run)
             if is_finished(run):
                 self.finished.add(run)
@@ -128,16 +147,17 @@ class Jobs:
             on_end(run)
 
 
-def log(run: Run):
-    """The file that a run's output goes to; beside the work directory, which is the run's."""
+def log(run: Run) -> Path:
+    """Return the file for the output of a run, beside its work directory."""
     return run.workdir.with_suffix(".log")
 
 
 def _process(run, environment) -> subprocess.Popen:
+    """Start the process of a run."""
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "orc_jax.main", *run.arguments]
     with log(run).open("a") as file:
-        # A session of its own: Ctrl-C is for us, and we tell the others once.
+        # In a session of its own a process does not get Ctrl-C, but one SIGTERM from us.
         return subprocess.Popen(
             command,
             env=os.environ | environment,
@@ -149,7 +169,7 @@ def _process(run, environment) -> subprocess.Popen:
 
 
 def _reason(run, status, begins) -> str:
-    """The error in a run's output of this time, or its last line."""
+    """Return the error in the output of a process, or the last line of it."""
     output = log(run).read_bytes()[begins:].decode(errors="replace")
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
@@ -159,6 +179,6 @@ def _reason(run, status, begins) -> str:
 
 
 def _hang_up_as_terminate():
-    """A terminal that is closed ends a study as SIGTERM does, unless that is to be ignored."""
+    """Let a closed terminal stop a study as SIGTERM does, unless SIGHUP is ignored (nohup)."""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))

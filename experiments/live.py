@@ -1,4 +1,4 @@
-"""The live table of a study."""
+"""The live table of a study in a terminal."""
 
 from rich.table import Table
 
@@ -9,26 +9,27 @@ from orc_jax.runtime import metrics
 
 
 def table(runs: list[Run], work: Jobs, head: tuple[str, ...], rows: list[list[Cell]]) -> Table:
-    """Every variant: seeds done, what runs now, and what came out so far.
+    """Return a table of every variant with its finished seeds, its running seeds and its results.
 
     Args:
-      runs: all of the study.
-      work: how far they are.
-      head, rows: of the study's table, see `tables`.
+      runs: all runs of the study.
+      work: their processes.
+      head: names of the columns of the study's table, see `tables.header`.
+      rows: rows of the study's table, see `tables.rows`.
     """
-    shown = Table()
+    live_table = Table()
     columns = (*head[:2], "running", *head[2:])
     for i, name in enumerate(columns):
-        shown.add_column(name, justify="left" if i in (0, 2) else "right", no_wrap=True)
+        live_table.add_column(name, justify="left" if i in (0, 2) else "right", no_wrap=True)
     cells_of = {cells[0].text: [_rich(cell) for cell in cells[2:]] for cells in rows}
     for variant in dict.fromkeys(run.variant for run in runs):
-        own = [run for run in runs if run.variant == variant]
-        seeds = f"{sum(run in work.finished for run in own)}/{len(own)}"
-        if failed := sum(run in work.failed for run in own):
+        seeds_of = [run for run in runs if run.variant == variant]
+        seeds = f"{sum(run in work.finished for run in seeds_of)}/{len(seeds_of)}"
+        if failed := sum(run in work.failed for run in seeds_of):
             seeds = f"[red]{failed} failed[/red] {seeds}"
-        now = ", ".join(_progress(run) for run in own if run in work.running)
-        shown.add_row(variant, seeds, now, *cells_of.get(variant, []))
-    return shown
+        running = ", ".join(_progress(run) for run in seeds_of if run in work.running)
+        live_table.add_row(variant, seeds, running, *cells_of.get(variant, []))
+    return live_table
 
 
 def _rich(cell: Cell) -> str:

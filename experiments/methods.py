@@ -1,8 +1,7 @@
 """All methods against each other, for one student network.
 
-Groups are of four students; where a method has a teacher, it is the base's first network, and
-ORC's pivot takes a student's place. SwitOKD's groups have two or three networks, as published,
-and DCM's two.
+Groups have four students. Teachers have the first network of the base, and ORC's pivot takes the
+place of a student. As published, groups of SwitOKD have two or three networks and those of DCM two.
 """
 
 from experiments.study import Study

@@ -1,6 +1,7 @@
 """OKDDip's comparison: four students, and a larger teacher for KD.
 
-DML is as in its program. Its other networks: --base=configs/cifar100.py:kd:TEACHER,STUDENT.
+DML has the settings of OKDDip's code. Other networks of the paper:
+--base=configs/cifar100.py:kd:TEACHER,STUDENT.
 """
 
 from experiments.study import Study

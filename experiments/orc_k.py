@@ -1,6 +1,6 @@
 """ORC, table 10: k, how many students become temporary teachers.
 
-It must be less than the students there are; for a larger k take a base with more of them.
+k must be less than the number of students: a larger k needs a base with more of them.
 """
 
 from experiments.study import Study

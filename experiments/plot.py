@@ -1,4 +1,4 @@
-"""The plot of a study: every seed a point, every variant its mean and standard deviation."""
+"""The plot of a study: a point for every seed, mean and standard deviation of every variant."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,15 @@ GREY, BLUE, ORANGE = "#888888", "#1f77b4", "#d95f02"
 def save(
     path: Path, title: str, baseline: str, results: list[Result], summaries: dict[str, Summary]
 ) -> None:
-    """Writes a PNG, all of it or nothing; one row a variant, so that names stay readable."""
+    """Write a PNG file with one row for each variant, atomically.
+
+    Args:
+      path: of the file.
+      title: above the plot.
+      baseline: name of the variant that the others are compared with.
+      results: the finished runs.
+      summaries: the variants by name, see `results.summarise`.
+    """
     names = list(summaries)
     figure = figures.new(7.5, 1.6 + 0.42 * len(names))
     axes = figure.add_subplot()
@@ -31,6 +39,6 @@ def save(
     axes.grid(axis="x", alpha=0.3)
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    new = path.with_name(f"{path.name}.new")
-    figure.savefig(new, format="png", dpi=150)
-    new.replace(path)
+    temporary = path.with_name(f"{path.name}.new")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)

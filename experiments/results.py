@@ -1,8 +1,8 @@
-"""What the work directories of a study say, and what it amounts to.
+"""The results of a study: finished runs, and their summaries by variant.
 
-The measure is the top-1 accuracy after the last epoch, not the best one (which the test images
-would choose), of the kept networks of the base's last kind: the student. Where a method keeps
-several of them it is their mean. A maximum would favour large groups.
+Variants are compared by their measure, the top-1 accuracy of the student (the last network of the
+base) after the last epoch. It is not that of the best epoch, which the test images would select.
+Where a method keeps several students it is their mean, because a maximum would favour large groups.
 """
 
 import csv
@@ -21,11 +21,17 @@ COLUMNS = ("variant", "seed", "top1", "measure", "ensemble", "promoted", "second
 
 
 class Result(NamedTuple):
-    """A finished run: top-1 in percent, lists in peer order.
+    """The result of a finished run. Lists are in peer order.
 
     Attributes:
-      promoted: share of the steps in which each peer was, if any ever are.
-      seconds: of all epochs, the first one's compilation too.
+      variant: name of the variant.
+      seed: seed of the run.
+      top1: top-1 accuracy of each peer in percent.
+      measure: mean top-1 accuracy of the students that are kept, in percent.
+      ensemble: top-1 accuracy of the ensemble in percent.
+      promoted: share of the steps in which each peer was promoted; empty without promotions.
+      seconds: duration of all epochs, with compilation.
+      workdir: work directory of the run.
     """
 
     variant: str
@@ -39,13 +45,14 @@ class Result(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A variant over its seeds.
+    """The results of a variant over its seeds.
 
     Attributes:
-      seeds: how many are finished.
-      measure, ensemble: (mean, standard deviation) in percent; the latter nan for one seed.
-      p: of a two-sided paired t-test of the measure against the baseline, over the seeds that
-        both have; nan where there is none.
+      seeds: number of finished runs.
+      measure: (mean, standard deviation) of `Result.measure`; the latter is nan for one seed.
+      ensemble: the same for `Result.ensemble`.
+      p: p-value of a two-sided paired t-test of the measure against the baseline, over the seeds
+        that both have; nan for the baseline and where the test is impossible.
     """
 
     seeds: int
@@ -55,7 +62,12 @@ class Summary(NamedTuple):
 
 
 def result(run: Run, target: str) -> Result:
-    """What a finished run amounts to, whose target network is compared."""
+    """Read the result of a finished run from its work directory.
+
+    Args:
+      run: the run.
+      target: the network whose accuracy is compared.
+    """
     records = metrics.read(run.workdir)
     test, train = records[-1]["test"], records[-1]["train"]
     config = run.config
@@ -74,40 +86,46 @@ def result(run: Run, target: str) -> Result:
 
 
 def summarise(study: Study, results: list[Result]) -> dict[str, Summary]:
-    """Variant → what it amounts to, in the study's order; without those that have no result."""
-    found = {
+    """Summarise results by variant, in the order of the study.
+
+    Args:
+      study: the study.
+      results: of finished runs; variants without any are left out.
+    """
+    by_seed = {
         name: {result.seed: result for result in results if result.variant == name}
         for name in study.variants
     }
-    baseline = found[study.baseline]
+    baseline = by_seed[study.baseline]
     return {
         name: Summary(
-            seeds=len(of_seed),
-            measure=_mean_std([result.measure for result in of_seed.values()]),
-            ensemble=_mean_std([result.ensemble for result in of_seed.values()]),
-            p=float("nan") if name == study.baseline else _paired(of_seed, baseline),
+            seeds=len(variant),
+            measure=_mean_std([result.measure for result in variant.values()]),
+            ensemble=_mean_std([result.ensemble for result in variant.values()]),
+            p=float("nan") if name == study.baseline else _paired_test(variant, baseline),
         )
-        for name, of_seed in found.items()
-        if of_seed
+        for name, variant in by_seed.items()
+        if variant
     }
 
 
 def _mean_std(values) -> tuple[float, float]:
-    """Mean and standard deviation (n − 1)."""
+    """Compute the mean and the sample standard deviation (n − 1)."""
     spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
     return float(np.mean(values)), float(spread)
 
 
-def _paired(one, other) -> float:
-    both = sorted(one.keys() & other.keys())
-    differences = [one[seed].measure - other[seed].measure for seed in both]
-    if len(both) < 2 or np.ptp(differences) < 1e-4:  # no spread but that of rounding, no test
+def _paired_test(variant: dict[int, Result], baseline: dict[int, Result]) -> float:
+    """Compute the p-value of a paired t-test, which is a one-sample test of the differences."""
+    seeds = sorted(variant.keys() & baseline.keys())
+    differences = [variant[seed].measure - baseline[seed].measure for seed in seeds]
+    if len(seeds) < 2 or np.ptp(differences) < 1e-4:  # equal up to rounding
         return float("nan")
-    return float(stats.ttest_1samp(differences, 0).pvalue)  # which a paired t-test is
+    return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
 def write_csv(path: Path, results: list[Result]) -> None:
-    """`results.csv`: a line a run; numbers of several peers have spaces between them."""
+    """Write `results.csv`, a line for each run; spaces separate the numbers of several peers."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
@@ -123,7 +141,7 @@ def write_csv(path: Path, results: list[Result]) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces a file, all of it or nothing."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    """Write a text file atomically."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,7 +1,7 @@
-"""`python -m experiments.run experiments/orc_components.py --base=configs/digits.py`: runs a study.
+"""`python -m experiments.run experiments/orc_components.py --base=configs/digits.py` runs a study.
 
-What is finished is skipped, what was stopped goes on. `--config.KEY=VALUE` changes a setting of
-all variants.
+Finished runs are skipped, and runs that were stopped are resumed. `--config.KEY=VALUE` changes a
+setting of all variants.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from orc_jax.runtime.workdir import Lock
 
 
 def main() -> None:
-    """The command line."""
+    """Run a study from the command line."""
     base = flags.DEFINE_string(
-        "base", None, "Config file, with or without a preset; default: the study's own."
+        "base", None, "Config file, with or without a preset; default: that of the study."
     )
-    seeds = flags.DEFINE_integer("seeds", None, "How many; default: the study's own.", 1)
-    out = flags.DEFINE_string("out", None, "Where all files go; default runs/STUDY-BASE.")
-    only = flags.DEFINE_list("only", [], "Variants to run, with commas; default: all.")
-    count = flags.DEFINE_integer("jobs", None, "Runs at once; default: one a GPU, or 1.", 1)
-    # Settings of the runs are theirs to parse.
+    seeds = flags.DEFINE_integer("seeds", None, "Number of seeds; default: that of the study.", 1)
+    out = flags.DEFINE_string("out", None, "Folder for all files; default runs/STUDY-BASE.")
+    only = flags.DEFINE_list("only", [], "Variants to run, separated by commas; default: all.")
+    count = flags.DEFINE_integer("jobs", None, "Simultaneous runs; default: one per GPU, or 1.", 1)
+    # The runs parse their own settings.
     overrides = [argument for argument in sys.argv if argument.startswith("--config.")]
     sys.argv = [argument for argument in sys.argv if argument not in overrides]
 
@@ -50,16 +50,18 @@ class Plan(NamedTuple):
     """A study on a base.
 
     Attributes:
-      title: of table and plot.
-      runs: what is to be trained, or was already.
-      others: of variants that are not asked for, for the tables.
+      study: the study.
+      title: title of its table and plot.
+      base: the base.
+      runs: the runs of the selected variants, finished or not.
+      unselected: runs of all other variants, which appear in the table once they are finished.
     """
 
     study: studies.Study
     title: str
     base: studies.Base
     runs: list[studies.Run]
-    others: list[studies.Run]
+    unselected: list[studies.Run]
 
 
 def prepare(
@@ -70,58 +72,69 @@ def prepare(
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """Checks everything that can be known before anything starts; the arguments are the flags.
+    """Plan the runs of a study and check everything that can be known before they start.
+
+    Args:
+      path: file of the study.
+      base: "FILE" or "FILE:PRESET"; None: the first base of the study.
+      seeds: number of seeds; None: that of the study.
+      out: folder for all files; None: runs/STUDY-BASE.
+      only: names of the variants to run; empty: all.
+      overrides: --config.KEY=VALUE, for all variants.
 
     Raises:
-      UserError: something is wrong.
+      UserError: a variant is impossible, or something else is wrong.
     """
-    figures.new(1, 1)  # or the error that matplotlib is missing
+    figures.new(1.0, 1.0)  # raises if matplotlib is missing
     study, title = studies.load(path)
     for name in only:
         if name not in study.variants:
             raise unknown(f"variant of {path}", name, study.variants)
     base = base or study.bases[0]
-    place = f"{Path(path).stem}-{Path(base).name.replace('.py', '')}"
-    folder = out or f"runs/{place.replace(':', '-').replace(',', '-')}"
+    name = f"{Path(path).stem}-{Path(base).name.replace('.py', '')}"
+    folder = out or f"runs/{name.replace(':', '-').replace(',', '-')}"
     shared = studies.read_base(study, base, overrides, Path(folder))
-    names, seeds = only or list(study.variants), seeds or study.seeds
-    runs, others = studies.plan(study, shared, names, seeds), []
-    for name in study.variants.keys() - set(names):
-        with contextlib.suppress(UserError):  # what is not asked for need not be possible
-            others += studies.plan(study, shared, [name], seeds)
-    return Plan(study, f"{title} ({shared.config.data.name})", shared, runs, others)
+    selected, seeds = only or list(study.variants), seeds or study.seeds
+    runs, unselected = studies.plan(study, shared, selected, seeds), []
+    for variant in study.variants.keys() - set(selected):
+        with contextlib.suppress(UserError):  # a variant that is not selected may be impossible
+            unselected += studies.plan(study, shared, [variant], seeds)
+    return Plan(study, f"{title} ({shared.config.data.name})", shared, runs, unselected)
 
 
 def run_study(plan: Plan, count: int | None) -> None:
-    """Trains what is not finished, writes table and plot; exits with 1 unless all is well.
+    """Train the runs that are not finished, and write table and plot.
+
+    The process exits with status 1 if a run failed or a signal stopped the study.
 
     Args:
-      count: runs at once; None: one a GPU, or 1.
+      plan: of `prepare`.
+      count: number of simultaneous runs; None: one per GPU, or 1.
     """
     base, runs = plan.base, plan.runs
     with Lock(base.out):
         devices = jobs.gpus()
         work = jobs.Jobs(runs, jobs.environments(count or len(devices) or 1, devices))
-        shown = console()
-        say = partial(shown.print, highlight=False, soft_wrap=True, markup=False)
+        terminal = console()
+        say = partial(terminal.print, highlight=False, soft_wrap=True, markup=False)
         say(f"{plan.title}: {len(runs)} runs, {len(work.finished)} finished; files in {base.out}")
         head, rows = report(plan, work)
 
-        with Live(console=shown, auto_refresh=False) as live:
+        with Live(console=terminal, auto_refresh=False) as live:
 
-            def look():
-                if shown.is_terminal:
+            def refresh():
+                if terminal.is_terminal:
                     live.update(table(runs, work, head, rows), refresh=True)
 
-            def ended(run):
+            def report_end(run):
                 nonlocal rows
                 _, rows = report(plan, work)
                 reason = work.failed.get(run)
                 say(f"{run.name}: failed: {reason}" if reason else f"{run.name}: finished")
 
-            work.run(look, ended)
-            look()
-        if not shown.is_terminal:
+            work.run(refresh, report_end)
+            refresh()
+        if not terminal.is_terminal:
             say((base.out / "table.md").read_text())
     for run, reason in work.failed.items():
         print(f"error: {run.name}: {reason}", file=sys.stderr)
@@ -132,22 +145,26 @@ def run_study(plan: Plan, count: int | None) -> None:
 
 
 def report(plan: Plan, work: jobs.Jobs) -> tuple[tuple[str, ...], list[list[tables.Cell]]]:
-    """Writes `results.csv`, tables and plot of what is finished; returns the table."""
-    study, title, base, runs, others = plan
+    """Write `results.csv`, tables and plot of the finished runs.
+
+    Returns:
+      Column names and rows of the table, see `tables`.
+    """
+    study, title, base, runs, unselected = plan
     target = base.networks[-1]
     finished = [run for run in runs if run in work.finished]
-    finished += filter(jobs.is_finished, others)
-    found = [results.result(run, target) for run in finished if run.compared]
+    finished += filter(jobs.is_finished, unselected)
+    compared = [results.result(run, target) for run in finished if run.compared]
     order = list(study.variants)
-    found.sort(key=lambda result: (result.seed, order.index(result.variant)))
-    summaries = results.summarise(study, found)
+    compared.sort(key=lambda result: (result.seed, order.index(result.variant)))
+    summaries = results.summarise(study, compared)
     head, rows = tables.header(study, base.key), tables.rows(study, base.key, summaries)
     notes = tables.notes(study, target)
-    results.write_csv(base.out / "results.csv", found)
+    results.write_csv(base.out / "results.csv", compared)
     results.write(base.out / "table.md", tables.markdown(title, head, rows, notes))
     results.write(base.out / "table.tex", tables.latex(title, head, rows, notes))
     if summaries:
-        plot.save(base.out / "plot.png", title, study.baseline, found, summaries)
+        plot.save(base.out / "plot.png", title, study.baseline, compared, summaries)
     return head, rows
 
 

@@ -1,4 +1,4 @@
-"""What a study is, and the runs that it stands for on a base."""
+"""What a study is, and the runs that it consists of on a base."""
 
 import importlib.util
 import re
@@ -16,26 +16,26 @@ from orc_jax import config as configs
 from orc_jax.errors import UserError, unknown
 from orc_jax.runtime import workdir
 
-TEACHER = "teacher-"  # before the network's name: runs that other runs need
+TEACHER = "teacher-"  # with a network's name, in place of a variant: runs that other runs need
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """A comparison of variants of a base, which is a config file with a preset.
 
-    A variant is what `python -m orc_jax.main` would take: a preset of the base's file, with or
-    without networks, then overrides: "dml:{student},{student} --config.method.temperature=3".
-    {teacher} and {student} are the first and the last network of the base, {networks} all.
-    All that a variant does not say is the base's: epochs, data, optimizer. So the methods differ
-    and nothing else does.
+    A variant is written as the arguments of `python -m orc_jax.main` are: a preset of the base's
+    file, with or without networks, and then overrides, as in
+    "dml:{student},{student} --config.method.temperature=3". {teacher} is the first network of the
+    base, {student} the last one and {networks} are all. Settings that a variant leaves out (epochs,
+    data, optimizer, …) are those of the base, so that variants differ in their methods alone.
 
     Attributes:
-      bases: config files that it was made for; the first is the default.
-      preset: of the base's file, where the command names none.
-      variants: by name.
-      baseline: the variant that the others are tested against.
-      seeds: how many, from 0.
-      published: "DATA NETWORK,NETWORK" (of a base) → variant → top-1 accuracy in percent.
+      bases: the bases that the study is made for; the first is the default.
+      preset: the preset of a base that names none.
+      variants: the variants by name.
+      baseline: name of the variant that the others are tested against.
+      seeds: number of seeds, which are 0, 1, ….
+      published: key of a base (see `Base.key`) → variant → published top-1 accuracy in percent.
     """
 
     bases: tuple[str, ...]
@@ -48,12 +48,15 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: `python -m orc_jax.main` with these arguments.
+    """A run of a study: `python -m orc_jax.main` with certain arguments.
 
     Attributes:
-      variant: whose; a teacher's name for one that is trained for others.
-      config: what the arguments say.
-      teacher: the run that must be finished before.
+      variant: name of the variant; "teacher-NETWORK" for a teacher that other runs need.
+      seed: the seed.
+      workdir: the work directory.
+      arguments: the arguments of the command.
+      config: the config that they result in.
+      teacher: the run that must be finished before this one; None if there is none.
     """
 
     variant: str
@@ -65,26 +68,32 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For the reader."""
+        """The run's name in messages."""
         return f"{self.variant} seed {self.seed}"
 
     @property
     def compared(self) -> bool:
-        """Whether it is a variant's and not a teacher's."""
+        """Whether the run is that of a variant and not of a teacher."""
         return not self.variant.startswith(TEACHER)
 
 
 def load(path: str) -> tuple[Study, str]:
-    """The study of a file, and the first line of what it says about itself.
+    """Load a study.
+
+    Args:
+      path: Python file that defines STUDY.
+
+    Returns:
+      The study, and its title: the first line of the file's docstring.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such file, no study in it, or a wrong name in the study.
     """
     file = Path(path)
     if not file.is_file():
         raise UserError(f"there is no study {path}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -103,13 +112,13 @@ def load(path: str) -> tuple[Study, str]:
 
 
 class Base(NamedTuple):
-    """What all variants of a study share.
+    """What all variants of a study have in common.
 
     Attributes:
       file: the config file.
-      config: of its preset, with the overrides.
+      config: the config of its preset, with the overrides.
       overrides: --config.KEY=VALUE, for all variants.
-      out: folder for the work directories, VARIANT/seedN.
+      out: folder with the work directories, VARIANT/seedN.
     """
 
     file: str
@@ -119,17 +128,27 @@ class Base(NamedTuple):
 
     @property
     def networks(self) -> list[str]:
-        """Of the peers, in order."""
+        """Names of the peers' networks, in peer order."""
         return [peer.model for peer in self.config.peers]
 
     @property
     def key(self) -> str:
-        """The data set and the networks, as `Study.published` has them."""
+        """The data set and the networks, as "DATA NETWORK,NETWORK"."""
         return f"{self.config.data.name} {','.join(self.networks)}"
 
 
 def read_base(study: Study, base: str, overrides: Iterable[str], out: Path) -> Base:
-    """The base of "FILE" or "FILE:PRESET" (`UserError` if there is no such thing)."""
+    """Read a base.
+
+    Args:
+      study: the study.
+      base: "FILE" or "FILE:PRESET".
+      overrides: --config.KEY=VALUE, for all variants.
+      out: folder for the work directories.
+
+    Raises:
+      UserError: there is no such file, preset or setting.
+    """
     file, _, preset = base.partition(":")
     for override in overrides:
         if override.startswith("--config.seed="):
@@ -139,31 +158,40 @@ def read_base(study: Study, base: str, overrides: Iterable[str], out: Path) -> B
 
 
 def config_of(arguments: Iterable[str]) -> ConfigDict:
-    """The config that `python -m orc_jax.main` makes of --config=FILE:PRESET and overrides.
+    """Return the config that `python -m orc_jax.main` makes of its arguments.
+
+    Args:
+      arguments: --config=FILE:PRESET, then overrides.
 
     Raises:
       UserError: there is no such file, preset or setting.
     """
     argv = ["", *arguments]
-    alone = flags.FlagValues()
+    flag_values = flags.FlagValues()  # not those of the program
     try:
-        flag = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=argv)
-        if rest := alone(argv)[1:]:
+        flag = config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+        if rest := flag_values(argv)[1:]:
             raise UserError(f"unexpected argument {rest[0]!r}: overrides are --config.KEY=VALUE")
-        return flag.value.copy_and_resolve_references()  # which a missing file first shows in
+        return flag.value.copy_and_resolve_references()  # raises OSError if the file is missing
     except OSError as error:
         file = argv[1].removeprefix("--config=").partition(":")[0]
         raise UserError(f"no such config file: {file}") from error
     except (flags.Error, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        checks.check_overrides(argv)  # says which key it is about
+        checks.check_overrides(argv)  # raises an error that names the key, if a key is unknown
         raise UserError(str(error)) from error
 
 
 def plan(study: Study, base: Base, names: Iterable[str], seeds: int) -> list[Run]:
-    """The runs of these variants, seed by seed, a teacher before the first that needs it.
+    """Plan the runs of variants, seed by seed, each teacher before the first run that needs it.
+
+    Args:
+      study: the study.
+      base: the base.
+      names: names of the variants.
+      seeds: number of seeds.
 
     Raises:
-      UserError: something is wrong with one of them, or its work directory has another config.
+      UserError: a variant is impossible, or one of its work directories has another config.
     """
     runs: dict[Path, Run] = {}
     for name in names:
@@ -171,15 +199,24 @@ def plan(study: Study, base: Base, names: Iterable[str], seeds: int) -> list[Run
             arguments = arguments_of(study.variants[name], base)
             for seed in range(seeds):
                 run = _run(name, seed, arguments, base)
-                for needed in filter(None, (run.teacher, run)):
-                    runs.setdefault(needed.workdir, needed)
+                if run.teacher:
+                    runs.setdefault(run.teacher.workdir, run.teacher)
+                runs.setdefault(run.workdir, run)
         except UserError as error:
             raise UserError(f"variant {name}: {error}") from error
     return sorted(runs.values(), key=lambda run: run.seed)
 
 
 def arguments_of(variant: str, base: Base) -> tuple[str, ...]:
-    """What `python -m orc_jax.main` takes for a variant, but for seed and work directory."""
+    """Return the arguments of `python -m orc_jax.main` without seed and work directory.
+
+    Args:
+      variant: see `Study`.
+      base: the base.
+
+    Raises:
+      UserError: the variant has the wrong form, or its preset does not exist.
+    """
     names = base.networks
     try:
         preset, *own = shlex.split(
@@ -192,43 +229,47 @@ def arguments_of(variant: str, base: Base) -> tuple[str, ...]:
 
 
 def _like_base(config, base) -> list[str]:
-    """The overrides that give a config the base's settings: all but method, peers and seed."""
-    found, wanted = _settings(config), _settings(base)
-    changes = {key: value for key, value in wanted.items() if value != found[key]}
-    for i, member in enumerate(config.peers):
-        same = next((peer for peer in base.peers if peer.model == member.model), None)
-        for key, own in member.optimizer.items():
-            value = same and same.optimizer[key]
-            if value is None and own is not None:
+    """Return the overrides that give a config the settings of the base.
+
+    These are all settings but method, peers and seed, and the optimizer of each peer, which is that
+    of the base's peer with the same network.
+    """
+    settings = _settings(config)
+    changes = {key: value for key, value in _settings(base).items() if value != settings[key]}
+    for i, peer in enumerate(config.peers):
+        base_peer = next((other for other in base.peers if other.model == peer.model), None)
+        for key, current in peer.optimizer.items():
+            value = base_peer and base_peer.optimizer[key]
+            if value is None and current is not None:
                 value = base.optimizer[key]
-            if value != own:
+            if value != current:
                 changes[f"peers[{i}].optimizer.{key}"] = value
     return [f"--config.{key}={value}" for key, value in changes.items()]
 
 
 def _settings(config) -> dict[str, Any]:
-    """Everything that is not about method, peers and seed, by its dotted key."""
-    flat = {}
+    """Return all settings but method, peers and seed by their dotted keys."""
+    settings = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict) and key != "method":
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+            settings |= {f"{key}.{name}": setting for name, setting in value.items()}
         elif key not in ("method", "peers", "seed"):
-            flat[key] = value
-    return flat
+            settings[key] = value
+    return settings
 
 
 def _run(variant, seed, arguments, base) -> Run:
-    """A run of a variant, with its teacher if one must be trained first."""
+    """Return a run of a variant, with the run of its teacher if one must be trained first."""
     config = config_of(arguments)
     method = methods.get(config.method.name)
     teacher = None
     for i, kind in enumerate(method.positions.kinds(config.method, len(config.peers))):
         if kind == "frozen" and not config.peers[i].init_from:
             network = config.peers[i].model
-            of_teacher = arguments_of(f"ind:{network}", base)
-            teacher = _checked(TEACHER + network, seed, of_teacher, base, None)
-            trained = teacher.workdir / "networks" / "0"
-            arguments = (*arguments, f"--config.peers[{i}].init_from={trained}")
+            teacher_arguments = arguments_of(f"ind:{network}", base)
+            teacher = _checked(TEACHER + network, seed, teacher_arguments, base, None)
+            saved = teacher.workdir / "networks" / "0"
+            arguments = (*arguments, f"--config.peers[{i}].init_from={saved}")
     target = base.networks[-1]
     kept = method.positions.kept(config.method, len(config.peers))
     if target not in {config.peers[i].model for i in kept}:
@@ -237,11 +278,11 @@ def _run(variant, seed, arguments, base) -> Run:
 
 
 def _checked(variant, seed, arguments, base, teacher) -> Run:
-    """A run whose config is checked, and whose work directory is free or its own."""
+    """Return a run after checking its config, and that its work directory is free or its own."""
     directory = base.out / variant / f"seed{seed}"
     arguments = (*arguments, f"--config.seed={seed}")
     config = config_of(arguments)
-    # The devices are those of the run's own process, which looks whether they are there.
+    # The process of the run checks whether the devices exist; they may not be visible here.
     checks.check(config, max(1, config.mesh.data) * max(1, config.mesh.peer))
     config = configs.resolved(config)
     if (directory / "config.json").exists():

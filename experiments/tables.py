@@ -1,4 +1,4 @@
-"""The table of a study: in a terminal, in Markdown and in LaTeX, from the same cells."""
+"""The table of a study, whose cells become Markdown, LaTeX and the live table."""
 
 import math
 from typing import NamedTuple
@@ -7,8 +7,7 @@ from experiments.results import Summary
 from experiments.study import Study
 
 HEADER = ("variant", "seeds", "top-1 %", "p", "ensemble %", "published %")
-
-
+# Characters that LaTeX writes in another way than with a backslash before them.
 TEX = {
     **{"±": r"$\pm$", "<": "$<$", ">": "$>$", "–": "--", "×": r"$\times$"},
     **{"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"},
@@ -23,31 +22,37 @@ class Cell(NamedTuple):
 
 
 def rows(study: Study, key: str, summaries: dict[str, Summary]) -> list[list[Cell]]:
-    """A row of cells for every variant that has a result, in the columns of `header`.
+    """Return a row of cells for every variant that has a result, in the columns of `header`.
 
     Args:
-      key: of the base, as `Study.published` has it.
+      study: the study.
+      key: key of the base in `Study.published`.
+      summaries: the variants by name, see `results.summarise`.
     """
     published = study.published.get(key, {})
-    seeds = max((one.seeds for one in summaries.values()), default=0)
-    best = {  # of those with all seeds: others may have had the easier ones
-        column: max(
-            (round(getattr(one, column)[0], 2) for one in summaries.values() if one.seeds == seeds),
-            default=0,
-        )
+    # Only variants with all seeds can be the best: the missing seeds may be the harder ones.
+    seeds = max((summary.seeds for summary in summaries.values()), default=0)
+    complete = [summary for summary in summaries.values() if summary.seeds == seeds]
+    best = {
+        column: max((round(getattr(summary, column)[0], 2) for summary in complete), default=0)
         for column in ("measure", "ensemble")
     }
 
-    def score(one, column):
-        mean, std = getattr(one, column)
+    def score(summary, column):
+        mean, std = getattr(summary, column)
         spread = "" if math.isnan(std) else f" ± {std:.2f}"
-        is_best = one.seeds == seeds and round(mean, 2) == best[column]
+        is_best = summary.seeds == seeds and round(mean, 2) == best[column]
         return Cell(f"{mean:.2f}{spread}", is_best)
 
     table = []
-    for name, one in summaries.items():
-        cells = [Cell(name), Cell(str(one.seeds)), score(one, "measure"), Cell(_p(one.p))]
-        cells.append(score(one, "ensemble"))
+    for name, summary in summaries.items():
+        cells = [
+            Cell(name),
+            Cell(str(summary.seeds)),
+            score(summary, "measure"),
+            Cell(_p(summary.p)),
+            score(summary, "ensemble"),
+        ]
         if published:
             cells.append(Cell(f"{published[name]:.2f}" if name in published else ""))
         table.append(cells)
@@ -55,7 +60,7 @@ def rows(study: Study, key: str, summaries: dict[str, Summary]) -> list[list[Cel
 
 
 def header(study: Study, key: str) -> tuple[str, ...]:
-    """The columns' names; published numbers have one where there are any."""
+    """Return the names of the columns, with one for published numbers if the base has any."""
     return HEADER if study.published.get(key) else HEADER[:-1]
 
 
@@ -66,7 +71,7 @@ def _p(p) -> str:
 
 
 def notes(study: Study, target: str) -> str:
-    """What the columns are."""
+    """Return the text below the table, which explains the columns."""
     return (
         f"Top-1 accuracy after the last epoch, mean ± standard deviation over seeds: of {target}, "
         "the mean of those that the method keeps; and of the ensemble of all peers, teachers too. "
@@ -76,7 +81,7 @@ def notes(study: Study, target: str) -> str:
 
 
 def markdown(title: str, head: tuple[str, ...], table: list[list[Cell]], below: str) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     lines = [f"### {title}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for cells in table:
         lines.append(_line([f"**{cell.text}**" if cell.best else cell.text for cell in cells]))
@@ -88,7 +93,7 @@ def _line(cells) -> str:
 
 
 def latex(title: str, head: tuple[str, ...], table: list[list[Cell]], below: str) -> str:
-    """The table in LaTeX, for the package booktabs."""
+    """Return the table in LaTeX, for the package booktabs."""
 
     def line(cells):
         return " & ".join(cells) + r" \\"
@@ -116,4 +121,5 @@ def latex(title: str, head: tuple[str, ...], table: list[list[Cell]], below: str
 
 
 def _tex(text: str) -> str:
+    """Escape a text for LaTeX."""
     return "".join(TEX.get(char, f"\\{char}" if char in "&%_#{}$" else char) for char in text)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -39,8 +40,8 @@ class OnDisk(NamedTuple):
     """
 
     files: Any
-    mean: np.ndarray
-    std: np.ndarray
+    mean: jax.Array
+    std: jax.Array
     data: object
 
     @property
