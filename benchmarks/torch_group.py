@@ -1,9 +1,9 @@
-"""A group trained in PyTorch, written as published programs are: a loop over the networks.
+"""A group trained in PyTorch, in a loop over its networks as in published programs.
 
-What they have in common is kept: `nn.Module`s, a DataLoader, `torch.optim`, one backward pass a
-network. Where they differ the faster way is taken: images are padded once and not at every
-access, a network runs once on a batch for ranking and loss alike, feedback samples are drawn
-without a Python loop, the optimizer is the fused one.
+It has what these programs have in common: `nn.Module`s, a DataLoader, `torch.optim` and one
+backward pass for each network. Where they differ it has the faster variant: images are padded once
+and not at every access, a network runs once on a batch for both ranking and loss, feedback samples
+are drawn without a Python loop, and the optimizer is the fused one.
 """
 
 import random
@@ -74,6 +74,8 @@ class WideBlock(nn.Module):
 
 
 class WideStage(nn.Module):
+    """Consecutive blocks of one width: [B, inputs, H, W] → [B, outputs, H/stride, W/stride]."""
+
     def __init__(self, inputs: int, outputs: int, stride: int, count: int):
         super().__init__()
         self.layer = nn.Sequential(*_blocks(WideBlock, inputs, outputs, stride, count))
@@ -83,12 +85,12 @@ class WideStage(nn.Module):
 
 
 class WideTail(nn.Module):
-    """Stages, norm and classifier: [B, inputs, H, W] → logits and every stage's output.
+    """Stages, norm and classifier: [B, inputs, H, W] → logits [B, C] and the output of each stage.
 
     Args:
-      inputs: channels.
-      plan: (channels, stride, blocks) of every stage.
-      classes: C.
+      inputs: number of channels.
+      plan: (channels, stride, blocks) of each stage.
+      classes: number of classes, C.
     """
 
     def __init__(self, inputs: int, plan: list[tuple[int, int, int]], classes: int):
@@ -100,12 +102,12 @@ class WideTail(nn.Module):
         self.bn1, self.fc = nn.BatchNorm2d(inputs), nn.Linear(inputs, classes)
 
     def forward(self, x):
-        at_stage = []
+        features = []
         for name in self.names:
             x = getattr(self, name)(x)
-            at_stage.append(x)
+            features.append(x)
         x = F.relu(self.bn1(x))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1)), at_stage
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1)), features
 
 
 class WideResNet(WideTail):
@@ -134,14 +136,27 @@ def _blocks(block, inputs, outputs, stride, count):
 
 
 def create(name: str, classes: int, channels: int) -> nn.Module:
-    """The network of this name of ours: resnetDEPTH, or wrn_DEPTH_WIDTH with DCM's heads."""
+    """Create a network by its name in orc_jax: resnetDEPTH, or wrn_DEPTH_WIDTH with DCM's heads.
+
+    Args:
+      name: name of the network.
+      classes: number of classes, C.
+      channels: number of channels of the images.
+    """
     kind, *numbers = re.fullmatch(r"(resnet|wrn)_?(\d+)(?:_(\d+))?", name).groups()
     numbers = [int(number) for number in numbers if number]
     return {"resnet": ResNet, "wrn": WideResNet}[kind](*numbers, classes, channels)
 
 
 def kd(student, teacher, temperature: float, floor: float = 0.0):
-    """KD_T(s, t) of logits [B, C], the teacher's constant; `floor` as in DCM's program."""
+    """Compute KD_T(s, t) = T² · mean_b KL( softmax(t/T) ‖ softmax(s/T) ) with a constant teacher.
+
+    Args:
+      student: s, logits [B, C].
+      teacher: t, logits [B, C].
+      temperature: T.
+      floor: added to the student's probabilities, as in DCM's code.
+    """
     probabilities = F.softmax(teacher.detach() / temperature, dim=1)
     if floor:
         log_student = (F.softmax(student / temperature, dim=1) + floor).log()
@@ -151,41 +166,59 @@ def kd(student, teacher, temperature: float, floor: float = 0.0):
 
 
 def orc_loss(logits, labels, teachers: list, beta: float, temperature: float):
-    """(1−β) CE + β Σ_teachers KD_T of one student (ORC's private and group teaching)."""
+    """Compute (1−β) CE + β Σ_teachers KD_T of a student, for ORC's private and group teaching."""
     distillation = sum(kd(logits, teacher, temperature) for teacher in teachers)
     return (1 - beta) * F.cross_entropy(logits, labels) + beta * distillation
 
 
 def dcm_loss(heads, labels, others: list, temperature: float):
-    """Σ_heads CE + Σ KD_T from every head of the other networks; heads are [3, B, C]."""
+    """Compute Σ_heads CE + Σ KD_T from every head of the other networks.
+
+    Args:
+      heads: logits [3, B, C] of a network.
+      labels: [B].
+      others: constant logits [3, B, C] of the other networks.
+      temperature: T.
+    """
     teachers = [head for other in others for head in other]
     cross_entropy = sum(F.cross_entropy(head, labels) for head in heads)
     return cross_entropy + sum(kd(s, t, temperature, FLOOR) for s in heads for t in teachers)
 
 
 def draw_feedback(cross_entropy, wrong):
-    """ORC's feedback samples, positions [B] in the batch, of the students' [S, B].
+    """Draw ORC's feedback samples.
 
-    A slot goes to a student by softmax(CE), then to one of the samples that it got wrong; if
-    nobody erred, F is the batch from the highest loss down.
+    For each sample a student is drawn by the softmax of the mean cross-entropies, and then one of
+    the images that it got wrong. If no student got any wrong, the images are taken in the order of
+    their loss, from the highest down.
+
+    Args:
+      cross_entropy: of the students, [S, B].
+      wrong: whether a student's answer is wrong, [S, B].
+
+    Returns:
+      Positions [B] in the batch.
     """
-    asks = wrong.any(dim=1)
-    if not asks.any():
+    has_errors = wrong.any(dim=1)
+    if not has_errors.any():
         return cross_entropy.sum(dim=0).argsort(descending=True)
-    share = cross_entropy.mean(dim=1).masked_fill(~asks, -torch.inf).softmax(dim=0)
-    asker = torch.multinomial(share, wrong.shape[1], replacement=True)
-    return torch.multinomial(wrong[asker].float(), 1).squeeze(1)
+    share = cross_entropy.mean(dim=1).masked_fill(~has_errors, -torch.inf).softmax(dim=0)
+    student = torch.multinomial(share, wrong.shape[1], replacement=True)
+    return torch.multinomial(wrong[student].float(), 1).squeeze(1)
 
 
 class Group:
-    """The networks of a config with their optimizers; ORC (a pivot, its defaults) or DCM.
+    """The networks of a config with their optimizers, trained by ORC or DCM.
+
+    Of ORC it has the variant with a pivot and default settings.
 
     Args:
       config: the whole config.
-      classes, channels: of the data.
+      classes: number of classes, C.
+      channels: number of channels of the images.
       device: "cpu" or "cuda".
       layout: memory format of images and weights.
-      compiled: networks and losses go through `torch.compile`.
+      compiled: whether networks and losses go through `torch.compile`.
     """
 
     def __init__(self, config, classes: int, channels: int, device: str, layout, compiled: bool):
@@ -209,26 +242,30 @@ class Group:
                 )
             )
 
-        def compile(f):
-            return torch.compile(f, dynamic=False) if compiled else f
+        def compile(function):
+            return torch.compile(function, dynamic=False) if compiled else function
 
-        self.runs = [compile(network) for network in self.networks]
+        self.compiled_networks = [compile(network) for network in self.networks]
         self.orc_loss, self.dcm_loss = compile(orc_loss), compile(dcm_loss)
 
     def load(self, weights: list[dict[str, np.ndarray]]) -> None:
-        """Puts each network's tensors, by PyTorch's names, in their places."""
+        """Load the weights of each network, by the names that PyTorch has for them."""
         for network, tensors in zip(self.networks, weights, strict=True):
             tensors = {name: torch.tensor(value) for name, value in tensors.items()}
             network.load_state_dict(network.state_dict() | tensors)
 
     @contextmanager
     def exactly(self, rates: list[float]):
-        """Steps within are in float32 and have these learning rates, one a network."""
+        """Run the steps in this context in float32 and with other learning rates.
+
+        Args:
+          rates: learning rate of each network.
+        """
         autocast, self.autocast = self.autocast, False
-        usual = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        previous = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self._set_rates(rates)
         yield
-        self._set_rates(usual)
+        self._set_rates(previous)
         self.autocast = autocast
 
     def _set_rates(self, rates):
@@ -236,16 +273,16 @@ class Group:
             optimizer.param_groups[0]["lr"] = rate
 
     def step(self, images, labels, draw: Callable | None = None):
-        """One training step of the group on a batch from the DataLoader.
+        """Run a training step of the group on a batch from the DataLoader.
 
         Args:
           images: [B, channels, H, W] float32.
           labels: [B].
-          draw: ORC's draws, (students' cross-entropy, wrong), both [S, B] → (feedback
-            samples [B], λ), in place of random ones.
+          draw: (students' cross-entropy, wrong), both [S, B] → (feedback samples [B], λ), for
+            ORC; None: draw them at random.
 
         Returns:
-          Every network's loss, [P].
+          The loss of each network, [P].
         """
         images = images.to(self.device, memory_format=self.layout, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
@@ -254,7 +291,7 @@ class Group:
 
     def _forward(self, peer, images):
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            return self.runs[peer](images).float()
+            return self.compiled_networks[peer](images).float()
 
     def _learn(self, peer, loss):
         self.optimizers[peer].zero_grad()
@@ -271,18 +308,18 @@ class Group:
         students.remove(pivot)
         logits = {i: self._forward(i, images) for i in students}
         with torch.no_grad():
-            every = torch.stack([logits[i] for i in students])
+            stacked = torch.stack([logits[i] for i in students])
             cross_entropy = F.cross_entropy(
-                every.flatten(0, 1), labels.repeat(len(students)), reduction="none"
-            ).view(every.shape[:2])
+                stacked.flatten(0, 1), labels.repeat(len(students)), reduction="none"
+            ).view(stacked.shape[:2])
             ranking = cross_entropy.mean(dim=1).argsort().tolist()
             promoted = [students[i] for i in ranking[: self.method.num_temporary]]
-            feedback, lam = draw(cross_entropy, every.argmax(dim=2) != labels)
+            feedback, lam = draw(cross_entropy, stacked.argmax(dim=2) != labels)
 
         mixed = lam * images + (1 - lam) * images[feedback]
-        taught = self._forward(pivot, mixed)
-        loss = lam * F.cross_entropy(taught, labels)
-        loss = loss + (1 - lam) * F.cross_entropy(taught, labels[feedback])
+        on_mixed = self._forward(pivot, mixed)
+        loss = lam * F.cross_entropy(on_mixed, labels)
+        loss = loss + (1 - lam) * F.cross_entropy(on_mixed, labels[feedback])
         losses = {pivot: self._learn(pivot, loss)}
         with torch.no_grad():
             teacher = self._forward(pivot, images)
@@ -309,8 +346,10 @@ class Images(Dataset):
     """Padded, cropped, flipped and normalised images, [channels, H, W] float32, with labels.
 
     Args:
-      images, labels: [N, H, W, channels] uint8 and [N].
-      mean, std: [channels], of pixel/255.
+      images: [N, H, W, channels] uint8.
+      labels: [N].
+      mean: mean of pixel/255, [channels].
+      std: standard deviation of pixel/255, [channels].
       data: `config.data`.
     """
 
@@ -334,7 +373,7 @@ class Images(Dataset):
 
 
 def loader(images: Images, batch_size: int, workers: int, device: str) -> DataLoader:
-    """The DataLoader of an epoch's shuffled batches."""
+    """Return a DataLoader of the shuffled batches of an epoch."""
     return DataLoader(
         images,
         batch_size,
@@ -343,6 +382,6 @@ def loader(images: Images, batch_size: int, workers: int, device: str) -> DataLo
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device == "cuda",
-        # Not the default fork: JAX has threads in this process.
+        # The default, fork, is unsafe because JAX has threads in this process.
         multiprocessing_context="spawn" if workers else None,
     )
