@@ -3,7 +3,7 @@
 No step is run. The table "memory" has the peak by the program's own analysis, for several group
 sizes, for every method, and with the settings that save memory. The table "wire" has the bytes that
 each device sends in a step, counted from the collective operations of the program for a mesh of
-simulated devices (`--devices`): a ring all-reduce of n bytes over m devices sends 2 n (m−1)/m bytes,
+simulated devices (`--devices`): a ring all-reduce of n bytes over m devices sends 2 n (m−1)/m,
 and an all-gather (m−1)/m of its result. Simulated devices share one processor, so they say nothing
 about speed.
 """

@@ -1,147 +1,34 @@
-"""A group trained in PyTorch, written as published programs are: a loop over the networks.
+"""A group trained in PyTorch, in a loop over its networks as in published programs.
 
-What they have in common is kept: `nn.Module`s, a DataLoader, `torch.optim`, one backward pass a
-network. Where they differ the faster way is taken: images are padded once and not at every
-access, a network runs once on a batch for ranking and loss alike, feedback samples are drawn
-without a Python loop, the optimizer is the fused one.
+It has what these programs have in common: `nn.Module`s, a DataLoader, `torch.optim` and one
+backward pass for each network. Where they differ it has the faster variant: images are padded once
+and not at every access, a network runs once on a batch for both ranking and loss, feedback samples
+are drawn without a Python loop, and the optimizer is the fused one.
 """
 
 import random
-import re
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.torch_networks import create
 from orc_jax import optimizers
 from orc_jax.methods.dcm import FLOOR
 
 
-class Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1, self.bn1 = _conv(inputs, outputs, stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
-        self.downsample = nn.Identity()
-        if inputs != outputs:
-            shortcut = _conv(inputs, outputs, stride, kernel=1)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x), inplace=True)
-
-
-class ResNet(nn.Module):
-    """CIFAR's ResNet of depth 6n + 2 (He et al. 2016): [B, channels, H, W] → [B, C]."""
-
-    def __init__(self, depth: int, classes: int, channels: int):
-        super().__init__()
-        count = (depth - 2) // 6
-        self.conv1, self.bn1 = _conv(channels, 16), nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*_blocks(Block, 16, 16, 1, count))
-        self.layer2 = nn.Sequential(*_blocks(Block, 16, 32, 2, count))
-        self.layer3 = nn.Sequential(*_blocks(Block, 32, 64, 2, count))
-        self.fc = nn.Linear(64, classes)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-class WideBlock(nn.Module):
-    """Norm, activation and convolution, twice; the projection sees the activated input."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv(inputs, outputs, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _conv(outputs, outputs)
-        self.convShortcut = None
-        if inputs != outputs:
-            self.convShortcut = _conv(inputs, outputs, stride, kernel=1)
-
-    def forward(self, x):
-        activated = F.relu(self.bn1(x), inplace=True)
-        y = self.conv2(F.relu(self.bn2(self.conv1(activated)), inplace=True))
-        return y + (self.convShortcut(activated) if self.convShortcut else x)
-
-
-class WideStage(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, count: int):
-        super().__init__()
-        self.layer = nn.Sequential(*_blocks(WideBlock, inputs, outputs, stride, count))
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-class WideTail(nn.Module):
-    """Stages, norm and classifier: [B, inputs, H, W] → logits and every stage's output.
+def kd(student, teacher, temperature: float, floor: float = 0.0):
+    """Compute KD_T(s, t) = T² · mean_b KL( softmax(t/T) ‖ softmax(s/T) ) with a constant teacher.
 
     Args:
-      inputs: channels.
-      plan: (channels, stride, blocks) of every stage.
-      classes: C.
+      student: s, logits [B, C].
+      teacher: t, logits [B, C].
+      temperature: T.
+      floor: added to the student's probabilities, as in DCM's code.
     """
-
-    def __init__(self, inputs: int, plan: list[tuple[int, int, int]], classes: int):
-        super().__init__()
-        self.names = [f"block{i + 1}" for i in range(len(plan))]
-        for name, (outputs, stride, count) in zip(self.names, plan, strict=True):
-            setattr(self, name, WideStage(inputs, outputs, stride, count))
-            inputs = outputs
-        self.bn1, self.fc = nn.BatchNorm2d(inputs), nn.Linear(inputs, classes)
-
-    def forward(self, x):
-        at_stage = []
-        for name in self.names:
-            x = getattr(self, name)(x)
-            at_stage.append(x)
-        x = F.relu(self.bn1(x))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1)), at_stage
-
-
-class WideResNet(WideTail):
-    """WRN-depth-width with DCM's two heads: [B, channels, H, W] → [3, B, C], its own head last."""
-
-    def __init__(self, depth: int, width: int, classes: int, channels: int):
-        count, width = (depth - 4) // 6, 16 * width
-        plan = [(width, 1, count), (2 * width, 2, count), (4 * width, 2, count)]
-        super().__init__(16, plan, classes)
-        self.conv1 = _conv(channels, 16)
-        half = (4 * width, 2, max(1, count // 2))
-        self.auxiliary_0 = WideTail(width, [plan[1], half], classes)
-        self.auxiliary_1 = WideTail(2 * width, [(8 * width, 2, count)], classes)
-
-    def forward(self, x):
-        logits, (first, second, _) = super().forward(self.conv1(x))
-        return torch.stack([self.auxiliary_0(first)[0], self.auxiliary_1(second)[0], logits])
-
-
-def _conv(inputs, outputs, stride=1, kernel=3):
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-
-
-def _blocks(block, inputs, outputs, stride, count):
-    return [block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(count - 1))]
-
-
-def create(name: str, classes: int, channels: int) -> nn.Module:
-    """The network of this name of ours: resnetDEPTH, or wrn_DEPTH_WIDTH with DCM's heads."""
-    kind, *numbers = re.fullmatch(r"(resnet|wrn)_?(\d+)(?:_(\d+))?", name).groups()
-    numbers = [int(number) for number in numbers if number]
-    return {"resnet": ResNet, "wrn": WideResNet}[kind](*numbers, classes, channels)
-
-
-def kd(student, teacher, temperature: float, floor: float = 0.0):
-    """KD_T(s, t) of logits [B, C], the teacher's constant; `floor` as in DCM's program."""
     probabilities = F.softmax(teacher.detach() / temperature, dim=1)
     if floor:
         log_student = (F.softmax(student / temperature, dim=1) + floor).log()
@@ -151,41 +38,59 @@ def kd(student, teacher, temperature: float, floor: float = 0.0):
 
 
 def orc_loss(logits, labels, teachers: list, beta: float, temperature: float):
-    """(1−β) CE + β Σ_teachers KD_T of one student (ORC's private and group teaching)."""
+    """Compute (1−β) CE + β Σ_teachers KD_T of a student, for ORC's private and group teaching."""
     distillation = sum(kd(logits, teacher, temperature) for teacher in teachers)
     return (1 - beta) * F.cross_entropy(logits, labels) + beta * distillation
 
 
 def dcm_loss(heads, labels, others: list, temperature: float):
-    """Σ_heads CE + Σ KD_T from every head of the other networks; heads are [3, B, C]."""
+    """Compute Σ_heads CE + Σ KD_T from every head of the other networks.
+
+    Args:
+      heads: logits [3, B, C] of a network.
+      labels: [B].
+      others: constant logits [3, B, C] of the other networks.
+      temperature: T.
+    """
     teachers = [head for other in others for head in other]
     cross_entropy = sum(F.cross_entropy(head, labels) for head in heads)
     return cross_entropy + sum(kd(s, t, temperature, FLOOR) for s in heads for t in teachers)
 
 
 def draw_feedback(cross_entropy, wrong):
-    """ORC's feedback samples, positions [B] in the batch, of the students' [S, B].
+    """Draw ORC's feedback samples.
 
-    A slot goes to a student by softmax(CE), then to one of the samples that it got wrong; if
-    nobody erred, F is the batch from the highest loss down.
+    For each sample a student is drawn by the softmax of the mean cross-entropies, and then one of
+    the images that it got wrong. If no student got any wrong, the images are taken in the order of
+    their loss, from the highest down.
+
+    Args:
+      cross_entropy: of the students, [S, B].
+      wrong: whether a student's answer is wrong, [S, B].
+
+    Returns:
+      Positions [B] in the batch.
     """
-    asks = wrong.any(dim=1)
-    if not asks.any():
+    has_errors = wrong.any(dim=1)
+    if not has_errors.any():
         return cross_entropy.sum(dim=0).argsort(descending=True)
-    share = cross_entropy.mean(dim=1).masked_fill(~asks, -torch.inf).softmax(dim=0)
-    asker = torch.multinomial(share, wrong.shape[1], replacement=True)
-    return torch.multinomial(wrong[asker].float(), 1).squeeze(1)
+    share = cross_entropy.mean(dim=1).masked_fill(~has_errors, -torch.inf).softmax(dim=0)
+    student = torch.multinomial(share, wrong.shape[1], replacement=True)
+    return torch.multinomial(wrong[student].float(), 1).squeeze(1)
 
 
 class Group:
-    """The networks of a config with their optimizers; ORC (a pivot, its defaults) or DCM.
+    """The networks of a config with their optimizers, trained by ORC or DCM.
+
+    Of ORC it has the variant with a pivot and default settings.
 
     Args:
       config: the whole config.
-      classes, channels: of the data.
+      classes: number of classes, C.
+      channels: number of channels of the images.
       device: "cpu" or "cuda".
       layout: memory format of images and weights.
-      compiled: networks and losses go through `torch.compile`.
+      compiled: whether networks and losses go through `torch.compile`.
     """
 
     def __init__(self, config, classes: int, channels: int, device: str, layout, compiled: bool):
@@ -209,26 +114,30 @@ class Group:
                 )
             )
 
-        def compile(f):
-            return torch.compile(f, dynamic=False) if compiled else f
+        def compile(function):
+            return torch.compile(function, dynamic=False) if compiled else function
 
-        self.runs = [compile(network) for network in self.networks]
+        self.compiled_networks = [compile(network) for network in self.networks]
         self.orc_loss, self.dcm_loss = compile(orc_loss), compile(dcm_loss)
 
     def load(self, weights: list[dict[str, np.ndarray]]) -> None:
-        """Puts each network's tensors, by PyTorch's names, in their places."""
+        """Load the weights of each network, by the names that PyTorch has for them."""
         for network, tensors in zip(self.networks, weights, strict=True):
             tensors = {name: torch.tensor(value) for name, value in tensors.items()}
             network.load_state_dict(network.state_dict() | tensors)
 
     @contextmanager
     def exactly(self, rates: list[float]):
-        """Steps within are in float32 and have these learning rates, one a network."""
+        """Run the steps in this context in float32 and with other learning rates.
+
+        Args:
+          rates: learning rate of each network.
+        """
         autocast, self.autocast = self.autocast, False
-        usual = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        previous = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self._set_rates(rates)
         yield
-        self._set_rates(usual)
+        self._set_rates(previous)
         self.autocast = autocast
 
     def _set_rates(self, rates):
@@ -236,16 +145,16 @@ class Group:
             optimizer.param_groups[0]["lr"] = rate
 
     def step(self, images, labels, draw: Callable | None = None):
-        """One training step of the group on a batch from the DataLoader.
+        """Run a training step of the group on a batch from the DataLoader.
 
         Args:
           images: [B, channels, H, W] float32.
           labels: [B].
-          draw: ORC's draws, (students' cross-entropy, wrong), both [S, B] → (feedback
-            samples [B], λ), in place of random ones.
+          draw: (students' cross-entropy, wrong), both [S, B] → (feedback samples [B], λ), for
+            ORC; None: draw them at random.
 
         Returns:
-          Every network's loss, [P].
+          The loss of each network, [P].
         """
         images = images.to(self.device, memory_format=self.layout, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
@@ -254,7 +163,7 @@ class Group:
 
     def _forward(self, peer, images):
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            return self.runs[peer](images).float()
+            return self.compiled_networks[peer](images).float()
 
     def _learn(self, peer, loss):
         self.optimizers[peer].zero_grad()
@@ -271,18 +180,18 @@ class Group:
         students.remove(pivot)
         logits = {i: self._forward(i, images) for i in students}
         with torch.no_grad():
-            every = torch.stack([logits[i] for i in students])
+            stacked = torch.stack([logits[i] for i in students])
             cross_entropy = F.cross_entropy(
-                every.flatten(0, 1), labels.repeat(len(students)), reduction="none"
-            ).view(every.shape[:2])
+                stacked.flatten(0, 1), labels.repeat(len(students)), reduction="none"
+            ).view(stacked.shape[:2])
             ranking = cross_entropy.mean(dim=1).argsort().tolist()
             promoted = [students[i] for i in ranking[: self.method.num_temporary]]
-            feedback, lam = draw(cross_entropy, every.argmax(dim=2) != labels)
+            feedback, lam = draw(cross_entropy, stacked.argmax(dim=2) != labels)
 
         mixed = lam * images + (1 - lam) * images[feedback]
-        taught = self._forward(pivot, mixed)
-        loss = lam * F.cross_entropy(taught, labels)
-        loss = loss + (1 - lam) * F.cross_entropy(taught, labels[feedback])
+        on_mixed = self._forward(pivot, mixed)
+        loss = lam * F.cross_entropy(on_mixed, labels)
+        loss = loss + (1 - lam) * F.cross_entropy(on_mixed, labels[feedback])
         losses = {pivot: self._learn(pivot, loss)}
         with torch.no_grad():
             teacher = self._forward(pivot, images)
@@ -309,8 +218,10 @@ class Images(Dataset):
     """Padded, cropped, flipped and normalised images, [channels, H, W] float32, with labels.
 
     Args:
-      images, labels: [N, H, W, channels] uint8 and [N].
-      mean, std: [channels], of pixel/255.
+      images: [N, H, W, channels] uint8.
+      labels: [N].
+      mean: mean of pixel/255, [channels].
+      std: standard deviation of pixel/255, [channels].
       data: `config.data`.
     """
 
@@ -334,7 +245,7 @@ class Images(Dataset):
 
 
 def loader(images: Images, batch_size: int, workers: int, device: str) -> DataLoader:
-    """The DataLoader of an epoch's shuffled batches."""
+    """Return a DataLoader of the shuffled batches of an epoch."""
     return DataLoader(
         images,
         batch_size,
@@ -343,6 +254,6 @@ def loader(images: Images, batch_size: int, workers: int, device: str) -> DataLo
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device == "cuda",
-        # Not the default fork: JAX has threads in this process.
+        # The default, fork, is unsafe because JAX has threads in this process.
         multiprocessing_context="spawn" if workers else None,
     )

@@ -1,14 +1,14 @@
-"""What a PyTorch program needs for the same: `python -m benchmarks.versus_torch`.
+"""`python -m benchmarks.versus_torch` compares orc_jax with a PyTorch program of the same method.
 
-Needs `pip install -e '.[bench]'`. Trains each row's group by the same method on the same images
-three times over, alternating in one run: here, in a PyTorch program (`torch_group.py`) as it
-is, and in the same with its networks and losses through `torch.compile`. Both sides make their
-batches as in real training: ours from the images on the device, PyTorch's by a DataLoader, with
-the memory format and the number of workers that are fastest here. Before that each PyTorch
-program takes a step from our weights on a batch of ours, and must have our losses.
+It needs `pip install -e '.[bench]'`. The group of each row is trained on the same images by three
+programs that take turns in one process: orc_jax, a PyTorch program (`torch_group.py`), and the same
+PyTorch program with its networks and losses through `torch.compile`. All of them make their batches
+as in real training: orc_jax from the images on the device, PyTorch by a DataLoader, with the memory
+format and the number of workers that are fastest on this machine. Before that, each PyTorch program
+takes a step from our weights on one of our batches, and its losses must be ours.
 
-The ratio is images a second of ours over theirs within a round: median and quartiles. CIFAR is
-read from data/ as in training; where it is not there the images are random ones of its size.
+Ratios are our images per second over theirs within a round, median and quartiles. CIFAR is read
+from data/ as in training; if it is not there, random images of its size take its place.
 """
 
 import os
@@ -36,27 +36,29 @@ from orc_jax.step import compile_steps
 from orc_jax.trained.torch_weights import torch_tensors
 from orc_jax.training import training_batches
 
-# name → (config file, its preset, whether it needs a GPU).
+# Name → (config file, preset, whether it needs a GPU).
 ROWS = {
     "digits": (digits, "orc", False),
     "resnet32": (cifar100, "orc:" + ",".join(["resnet32"] * 4), False),
     "orc": (cifar100, "orc", False),
     "dcm": (cifar100, "dcm", True),
 }
-flags.DEFINE_list("rows", None, f"Of {', '.join(ROWS)}; by default those that fit the platform.")
-flags.DEFINE_integer("steps", 5, "Steps a round; one step more, before them, does not count.")
+flags.DEFINE_list(
+    "rows", None, f"Some of {', '.join(ROWS)}; default: all that this machine can run."
+)
+flags.DEFINE_integer("steps", 5, "Steps per round; one more step before them is not timed.")
 FLAGS.set_default("rounds", 10)
-FLAGS.set_default("batch", None)  # the recipe's own
-TOLERANCE = 1e-4  # relative, of a loss
-SETTLE = 0.2  # seconds until the other side's threads sleep
+FLAGS.set_default("batch", None)  # that of the recipe
+TOLERANCE = 1e-4  # largest relative difference of a loss
+SETTLE = 0.2  # seconds until the threads of the other program sleep
 
 
 class Ours:
-    """Training as orc_jax's loop does it.
+    """Training as in the loop of orc_jax.
 
     Args:
       config: the whole config.
-      data: train images and labels, test images and labels.
+      data: (train images, train labels, test images, test labels).
     """
 
     def __init__(self, config, data):
@@ -68,24 +70,24 @@ class Ours:
         self.peak = peak_bytes(self.program)
 
     def lead_in(self):
-        """Nothing is prepared ahead of a step."""
+        """Do nothing: no batch is prepared ahead of its step."""
 
     def step(self):
-        """Starts a step."""
+        """Start a step."""
         self.state = self.program(self.state, *next(self.following))
 
     def wait(self):
-        """Waits for all steps."""
+        """Wait for all steps."""
         jax.block_until_ready(self.state)
 
 
 class Theirs:
-    """Training as the PyTorch program does it.
+    """Training as in the PyTorch program.
 
     Args:
-      group: of `torch_group`.
-      loader: a DataLoader.
-      peak: its peak memory in bytes, None where it is not known.
+      group: a `torch_group.Group`.
+      loader: the DataLoader of an epoch.
+      peak: peak memory of a step in bytes; None if it is unknown.
     """
 
     def __init__(self, group, loader, peak):
@@ -94,22 +96,22 @@ class Theirs:
         self.following = chain.from_iterable(repeat(loader))
 
     def lead_in(self):
-        """Drops the batches that workers made ahead while the other side ran."""
+        """Drop the batches that workers have prepared while another program ran."""
         for _ in islice(self.following, self.ahead):
             pass
 
     def step(self):
-        """Starts a step."""
+        """Start a step."""
         self.group.step(*next(self.following))
 
     def wait(self):
-        """Waits for all steps."""
+        """Wait for all steps."""
         if self.group.device == "cuda":
             torch.cuda.synchronize()
 
 
 def arrays(config):
-    """The config's data as `prepare` takes arrays, and what it is, for the reader."""
+    """Return the images of a config as arrays for `prepare`, and their name for the table."""
     try:
         train, test, _ = datasets.load(config)
         return (*train, *test), config.data.name
@@ -121,31 +123,31 @@ def arrays(config):
 
 
 def weights(setup, state) -> list[dict[str, np.ndarray]]:
-    """`torch_tensors` of every peer."""
-    found = {}
+    """Return the weights of every peer by PyTorch's names, see `torch_tensors`."""
+    tensors = {}
     for stack, stack_state in zip(setup.group.stacks, state.stacks, strict=True):
         for i, peer in enumerate(stack.peers):
             variables = {"params": stack_state.params, "batch_stats": stack_state.stats}
-            found[peer] = torch_tensors(stack.name, peers.select(variables, i))
-    return [found[peer] for peer in range(setup.group.size)]
+            tensors[peer] = torch_tensors(stack.name, peers.select(variables, i))
+    return [tensors[peer] for peer in range(setup.group.size)]
 
 
 def same_losses(side: Ours, group) -> None:
-    """Checks that a PyTorch group computes our losses, from the same weights on the same batch.
+    """Check that a PyTorch group has our losses, from the same weights on the same batch.
 
-    The random draws of that step are made again here, as `orc_jax.step` and
-    `orc_jax.methods.orc` make them, and handed to PyTorch.
+    The random draws of that step are repeated here, as in `orc_jax.step` and
+    `orc_jax.methods.orc`, and given to PyTorch.
 
     Args:
-      side: ours, in float32.
-      group: of `torch_group`, of the same config but for its precision; it takes a step.
+      side: our program in float32.
+      group: a `torch_group.Group` of the same config except for its precision; it takes a step.
 
     Raises:
-      ValueError: a network's losses differ by more than `TOLERANCE`.
+      ValueError: the losses of a network differ by more than `TOLERANCE`.
     """
     setup, config = side.setup, side.setup.config
-    # In the last epoch the learning rate is small: what ORC's students learn from their pivot
-    # comes after its optimizer step, which a large one would make chaotic.
+    # The step is of the last epoch, where the learning rate is small: ORC's students learn from
+    # the pivot after its optimizer step, and a large step would amplify rounding.
     step = (config.epochs - 1) * setup.steps_per_epoch
     split, order = next(training_batches(setup, step))
     state = jax.tree.map(jnp.copy, side.state).replace(step=setup.on_mesh(np.int32(step)))
@@ -160,7 +162,7 @@ def same_losses(side: Ours, group) -> None:
     def draw(cross_entropy, wrong):
         _, feedback_key, mixup_key = jax.random.split(method_key, 3)
         pivot, alpha = config.method.pivot, config.method.mixup_alpha
-        # PyTorch gives the students' rows alone.
+        # The PyTorch program has no row for the pivot.
         rows = (np.insert(x.cpu().numpy(), pivot, 0, axis=0) for x in (cross_entropy, wrong))
         students = jnp.arange(setup.group.size) != pivot
         feedback, _ = draw_feedback(feedback_key, *rows, students)
@@ -180,10 +182,16 @@ def same_losses(side: Ours, group) -> None:
 
 
 def peak_of(group, batch, before: int) -> int | None:
-    """Peak bytes of a step on a GPU, above what other programs held before."""
+    """Return the peak memory of a step in bytes, or None on a CPU.
+
+    Args:
+      group: a `torch_group.Group`.
+      batch: images and labels.
+      before: bytes that other programs hold.
+    """
     if group.device == "cpu":
         return None
-    for _ in range(2):  # cuDNN tries its algorithms first
+    for _ in range(2):  # in the first steps cuDNN tries its algorithms
         group.step(*batch)
     torch.cuda.reset_peak_memory_stats()
     group.step(*batch)
@@ -191,7 +199,7 @@ def peak_of(group, batch, before: int) -> int | None:
 
 
 def timed(sides: dict, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of `--steps` steps of every side in every round."""
+    """Return the seconds of `--steps` steps of every program in every round."""
 
     def steps(side):
         for _ in range(FLAGS.steps):
@@ -208,17 +216,17 @@ def timed(sides: dict, rounds: int) -> dict[str, np.ndarray]:
 
 
 def fastest(sides: dict):
-    """The key of the side that takes the least time."""
+    """Return the key of the program that takes the least time."""
     seconds = timed(sides, rounds=2)
     return min(seconds, key=lambda name: seconds[name].min())
 
 
 def torch_sides(side: Ours, checked: Ours, device: str) -> tuple[dict, list[str]]:
-    """The PyTorch programs by name, checked and at their fastest, and notes on them.
+    """Return the PyTorch programs by name, in their fastest form, and notes for the table.
 
     Args:
-      side: ours.
-      checked: the same in float32.
+      side: our program.
+      checked: our program in float32, with which their losses are compared.
       device: "cpu" or "cuda".
     """
     config, dataset, split = side.setup.config, side.setup.dataset, side.setup.train_split
@@ -239,7 +247,7 @@ def torch_sides(side: Ours, checked: Ours, device: str) -> tuple[dict, list[str]
     }
     layout = fastest(layouts)
     eager = layouts.pop(layout)
-    layouts.clear()  # frees the other's memory
+    layouts.clear()  # free the memory of the other
     by_workers = {0: eager} | {n: Theirs(eager.group, loader(n), eager.peak) for n in (1, 2)}
     workers = fastest(by_workers)
     notes = [f"{FLAGS.steps} steps a round; PyTorch: {layout}, {workers} workers of the DataLoader"]
@@ -253,17 +261,17 @@ def torch_sides(side: Ours, checked: Ours, device: str) -> tuple[dict, list[str]
 
 
 def compare(name: str, device: str) -> None:
-    """Trains a row's group on all sides and prints its table."""
+    """Train the group of a row by all programs and print the table."""
     recipes, preset, _ = ROWS[name]
     config = recipes.get_config(preset)
     config.batch_size = FLAGS.batch or config.batch_size
-    config.epochs = 10_000  # more than are asked for
+    config.epochs = 10_000  # more than will be trained
     config.mesh.data = 1
     data, what = arrays(config)
     if device == "cpu":
         ours = checked = Ours(config, data)
     else:
-        # In float32 fewer images fill the memory, and do for the check.
+        # The check in float32 needs more memory per image, and few images suffice.
         config.batch_size, batch_size = 16, config.batch_size
         with jax.default_matmul_precision("highest"):
             checked = Ours(config, data)
@@ -302,9 +310,9 @@ def compare(name: str, device: str) -> None:
 
 
 def main(_):
-    """Prints a table for each row."""
+    """Print a table for each row."""
     logging.set_verbosity(logging.WARNING)
-    # JAX would take most of a GPU's memory for itself.
+    # By default JAX allocates most of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -313,8 +321,8 @@ def main(_):
         raise app.UsageError(f"--rows has {', '.join(unknown)}, allowed: {', '.join(ROWS)}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = False  # float32 is for the check alone
-    # Networks of one class share the compiler's cache, which falls back to eager when full.
+    torch.backends.cudnn.allow_tf32 = False  # float32 is only used by the check
+    # Networks of one class share a cache; when it is full, torch.compile falls back to eager mode.
     torch._dynamo.config.recompile_limit = 64
     for name in FLAGS.rows or ROWS:
         if ROWS[name][2] and device == "cpu":

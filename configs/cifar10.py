@@ -1,19 +1,20 @@
-"""CIFAR-10. `configs/cifar10.py:NAME` picks the recipe, `NAME:NETWORK,NETWORK,…` other networks.
+"""CIFAR-10, 32×32.
 
-NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
+`configs/cifar10.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is one
+of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
 switokd_1t2s, orc (default), orc_peers.
 """
 
 from orc_jax import recipes
 from orc_jax.recipes import Recipe
 
-# Our choice: the paper's public material gives the networks alone.
+# Our choice, because the public material of the ORC paper gives the networks alone.
 ORC = {
     "epochs": 200,
     "data": {"name": "cifar10"},
     "optimizer": {"decay_epochs": (100, 150)},
 }
-# The authors' program (of two networks).
+# The settings of SwitOKD's authors, for two networks.
 SWITOKD = {
     "epochs": 300,
     "data": {"name": "cifar10"},
@@ -22,11 +23,11 @@ SWITOKD = {
 
 RECIPES = {
     **recipes.baselines({"name": "cifar10"}),
-    # The networks of the ORC paper: the pivot teacher, assistants, the target student.
+    # The networks of the ORC paper: the pivot teacher, two assistants and the target student.
     "orc": Recipe("orc", ("resnet26", "resnet20", "resnet14", "resnet8"), ORC),
     "orc_peers": Recipe("orc", ("resnet20",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe("switokd", ("wrn_16_8", "wrn_16_1"), SWITOKD),
-    # Three networks were published on CIFAR-100; these are ours.
+    # Our choice, because three networks are published on CIFAR-100 alone.
     "switokd_2t1s": Recipe(
         "switokd", ("wrn_16_8", "wrn_16_2", "wrn_16_1"), SWITOKD, {"teachers": 2}
     ),
@@ -35,5 +36,5 @@ RECIPES = {
 
 
 def get_config(preset: str = "orc"):
-    """The config of a preset."""
+    """Return the config of a preset, see `recipes.build`."""
     return recipes.build("configs/cifar10.py", RECIPES, preset)

@@ -1,19 +1,20 @@
-"""CIFAR-100. `configs/cifar100.py:NAME` picks the recipe, `NAME:NETWORK,NETWORK,…` other networks.
+"""CIFAR-100, 32×32.
 
-NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
+`configs/cifar100.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is
+one of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
 switokd_1t2s, orc (default), orc_peers.
 """
 
 from orc_jax import recipes
 from orc_jax.recipes import Recipe
 
-# The usual knowledge-distillation benchmark's recipe.
+# The settings of the usual benchmark of knowledge distillation.
 ORC = {
     "epochs": 240,
     "data": {"name": "cifar100"},
     "optimizer": {"decay_epochs": (150, 180, 210)},
 }
-# The authors' programs: two networks, and three of which MobileNet learns by Adam.
+# The settings of SwitOKD's authors, for two networks and for three, with Adam for MobileNet.
 SWITOKD = {
     "epochs": 300,
     "data": {"name": "cifar100"},
@@ -25,7 +26,7 @@ ADAM = {"switokd_mobilenet": {"name": "adam", "learning_rate": 0.01, "weight_dec
 
 RECIPES = {
     **recipes.baselines({"name": "cifar100"}),
-    # The pivot teacher, assistants, and last the target student.
+    # The pivot teacher, two assistants and the target student.
     "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe(
@@ -40,5 +41,5 @@ RECIPES = {
 
 
 def get_config(preset: str = "orc"):
-    """The config of a preset."""
+    """Return the config of a preset, see `recipes.build`."""
     return recipes.build("configs/cifar100.py", RECIPES, preset)

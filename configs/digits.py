@@ -1,6 +1,6 @@
 """Handwritten digits, 8×8: every method trains on a laptop CPU in a minute or two, no download.
 
-`configs/digits.py:NAME` picks the recipe, `NAME:NETWORK,NETWORK,…` other networks. NAME is one
+`configs/digits.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is one
 of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
 switokd_1t2s, orc (default: a pivot and three students), orc_peers (four equals).
 """
@@ -8,7 +8,7 @@ switokd_1t2s, orc (default: a pivot and three students), orc_peers (four equals)
 from orc_jax import recipes
 from orc_jax.recipes import Recipe
 
-# The same for every method, so that only the method differs.
+# All methods have the same settings, so that they alone differ.
 DIGITS = {
     "epochs": 40,
     "batch_size": 64,
@@ -16,7 +16,7 @@ DIGITS = {
     "data": {"name": "digits", "pad": 1, "flip": False},
     "optimizer": {"schedule": "cosine"},
 }
-# ONE, CL-ILR and OKDDip ramp their teaching up over 80 of 300 epochs; here over 10 of 40.
+# ONE, CL-ILR and OKDDip ramp up their teaching over 80 of 300 epochs, which is 10 of 40 here.
 RAMP = {"ramp_epochs": 10}
 FOUR = ("resnet8",) * 4
 
@@ -39,5 +39,5 @@ RECIPES = {
 
 
 def get_config(preset: str = "orc"):
-    """The config of a preset."""
+    """Return the config of a preset, see `recipes.build`."""
     return recipes.build("configs/digits.py", RECIPES, preset)

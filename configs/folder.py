@@ -1,6 +1,6 @@
 """Your own images: `--config.data.dir=DIR`, with `train/CLASS/…` and `val/CLASS/…` in it.
 
-`--config.data.size=64` scales them to 64×64. `configs/folder.py:NAME` picks the recipe,
+`--config.data.size=64` scales them to 64×64. `configs/folder.py:NAME` selects a recipe, and
 `NAME:NETWORK,NETWORK,…` other networks. NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip,
 okddip_net, dcm, switokd, orc (default), orc_peers.
 """
@@ -9,7 +9,7 @@ from orc_jax import recipes
 from orc_jax.recipes import Recipe
 
 DATA = {"name": "folder"}
-# Our choice, as on CIFAR-100.
+# Our choice, the settings for CIFAR-100.
 ORC = {"epochs": 240, "data": DATA, "optimizer": {"decay_epochs": (150, 180, 210)}}
 
 RECIPES = {
@@ -21,5 +21,5 @@ RECIPES = {
 
 
 def get_config(preset: str = "orc"):
-    """The config of a preset."""
+    """Return the config of a preset, see `recipes.build`."""
     return recipes.build("configs/folder.py", RECIPES, preset)

@@ -1,7 +1,7 @@
 """ImageNet, 224×224: `data/ImageNet` with `train/CLASS/…` and `val/CLASS/…`, streamed.
 
-`configs/imagenet.py:NAME` picks the recipe, `NAME:NETWORK,NETWORK,…` other networks. NAME is one
-of ind, kd, dml, switokd (ResNet-34 and ResNet-18), orc (default: the pivot ResNet-34 and two
+`configs/imagenet.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is
+one of ind, kd, dml, switokd (ResNet-34 and ResNet-18), orc (default: the pivot ResNet-34 and two
 ResNet-18), orc_peers.
 """
 
@@ -17,14 +17,14 @@ DATA = {
     "pad": 0,
     "workers": 16,
 }
-# The usual program of 100 epochs, which the published ResNet-18 and -34 come from.
+# The usual settings for 100 epochs, by which the published ResNet-18 and ResNet-34 were trained.
 USUAL = {
     "epochs": 100,
     "batch_size": 256,
     "data": DATA,
     "optimizer": {"nesterov": False, "weight_decay": 1e-4, "decay_epochs": (30, 60, 90)},
 }
-# The SwitOKD authors' program.
+# The settings of SwitOKD's authors.
 SWITOKD = USUAL | {"epochs": 120, "batch_size": 512}
 
 RECIPES = {
@@ -38,5 +38,5 @@ RECIPES = {
 
 
 def get_config(preset: str = "orc"):
-    """The config of a preset."""
+    """Return the config of a preset, see `recipes.build`."""
     return recipes.build("configs/imagenet.py", RECIPES, preset)

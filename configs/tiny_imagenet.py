@@ -1,6 +1,6 @@
-"""Tiny-ImageNet, 64×64: `data/tiny-imagenet-200` as its archive unpacks.
+"""Tiny-ImageNet, 64×64: `data/tiny-imagenet-200` as in its archive.
 
-`configs/tiny_imagenet.py:NAME` picks the recipe, `NAME:NETWORK,NETWORK,…` other networks. NAME
+`configs/tiny_imagenet.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME
 is one of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd (ResNet-34 and
 MobileNetV2 of width 1.4), switokd_small (WRN-16-2 and ResNet-20), orc (default), orc_peers.
 """
@@ -9,13 +9,13 @@ from orc_jax import recipes
 from orc_jax.recipes import Recipe
 
 DATA = {"name": "tiny_imagenet", "dir": "data/tiny-imagenet-200", "size": 64}
-# The authors' program.
+# The settings of SwitOKD's authors.
 SWITOKD = {
     "epochs": 200,
     "data": DATA,
     "optimizer": {"learning_rate": 0.01, "nesterov": False, "decay_epochs": (100, 140, 180)},
 }
-# Our choice, as on CIFAR-100: nothing was published.
+# Our choice, the settings for CIFAR-100, because no results are published.
 ORC = {"epochs": 240, "data": DATA, "optimizer": {"decay_epochs": (150, 180, 210)}}
 
 RECIPES = {
@@ -28,5 +28,5 @@ RECIPES = {
 
 
 def get_config(preset: str = "orc"):
-    """The config of a preset."""
+    """Return the config of a preset, see `recipes.build`."""
     return recipes.build("configs/tiny_imagenet.py", RECIPES, preset)
