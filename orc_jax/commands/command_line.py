@@ -62,7 +62,7 @@ def help_page(module, arguments: Iterable[str], example: str) -> str:
         defines.
       arguments, example: see `run`.
     """
-    program = f"python -m {_program(module.__name__)}"
+    program = _program(module.__name__)
     own_flags = flags.FLAGS.get_flags_for_module(module.__name__)
     required = [flag for flag in own_flags if _is_required(flag)]
     call = [program, *arguments, *(f"--{flag.name}=…" for flag in required)]
@@ -92,11 +92,12 @@ def help_page(module, arguments: Iterable[str], example: str) -> str:
 
 
 def _program(module_name):
-    """Return what stands after `python -m` to call the command of a module."""
+    """Return the words that call the command of a module."""
     if module_name == "__main__":
-        return sys.modules["__main__"].__spec__.name
+        spec = sys.modules["__main__"].__spec__
+        return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
     *_, name = module_name.split(".")
-    return f"orc_jax {name.replace('_', '-')}"
+    return f"python -m orc_jax {name.replace('_', '-')}"
 
 
 def _spelling(flag):
