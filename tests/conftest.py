@@ -1,4 +1,4 @@
-"""What tests share: golden numbers, a tiny network and group, a compilation cache."""
+"""Common parts of the tests: golden numbers, a tiny network and group, a compilation cache."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import ResidualBlock, Stem
 
-# XLA's older way to make programs takes half of the time; a later XLA may not have it any more.
+# XLA's older code generator compiles twice as fast; later versions may no longer have it.
 OLDER = "--xla_cpu_use_fusion_emitters=false"
 if "XLA_FLAGS" not in os.environ:
     trial = [sys.executable, "-c", "import jax; jax.devices()"]
@@ -112,7 +112,7 @@ TINY = {
 }
 
 
-# The longest files, begun first so that no process is left alone with one at the end.
+# The files that take longest, which run first so that the processes end at about the same time.
 LONGEST = (
     "test_meshes",
     "test_digits",
@@ -131,7 +131,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
-# The programs of most tests run a few steps: optimising them would take half of the time.
+# Most programs run for a few steps only, and optimising them would take half of the time.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -200,7 +200,7 @@ def readme_code(containing):
     return code
 
 
-# The environment of commands whose programs are too short to be worth optimising.
+# Environment of commands whose programs run too briefly to be worth optimising.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
