@@ -126,8 +126,9 @@ def weights(setup, state) -> list[dict[str, np.ndarray]]:
     """Return the weights of every peer by PyTorch's names, see `torch_tensors`."""
     tensors = {}
     for stack, stack_state in zip(setup.group.stacks, state.stacks, strict=True):
+        members = stack_state.members  # neither ORC nor DCM has a trunk
+        variables = {"params": members.params, "batch_stats": members.stats}
         for i, peer in enumerate(stack.peers):
-            variables = {"params": stack_state.params, "batch_stats": stack_state.stats}
             tensors[peer] = torch_tensors(stack.name, peers.select(variables, i))
     return [tensors[peer] for peer in range(setup.group.size)]
 
@@ -163,7 +164,10 @@ def same_losses(side: Ours, group) -> None:
         _, feedback_key, mixup_key = jax.random.split(method_key, 3)
         pivot, alpha = config.method.pivot, config.method.mixup_alpha
         # The PyTorch program has no row for the pivot.
-        rows = (np.insert(x.cpu().numpy(), pivot, 0, axis=0) for x in (cross_entropy, wrong))
+        rows = (
+            jnp.asarray(np.insert(x.cpu().numpy(), pivot, 0, axis=0))
+            for x in (cross_entropy, wrong)
+        )
         students = jnp.arange(setup.group.size) != pivot
         feedback, _ = draw_feedback(feedback_key, *rows, students)
         lam = float(jax.random.beta(mixup_key, alpha, alpha))

@@ -1,4 +1,4 @@
-"""What tests share: golden numbers, a tiny network and group, a compilation cache."""
+"""Common parts of the tests: golden numbers, a tiny network and group, a compilation cache."""
 
 import gc
 import json
@@ -32,8 +32,8 @@ from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import ResidualBlock, Stem
 
-# XLA's older way to make programs takes half of the time; a later XLA may not have it any more.
-# One part of a program at a time costs less than several, and there are other tests to run.
+# XLA's older code generator compiles twice as fast; later versions may no longer have it. Compiling
+# the parts of a program one after the other costs less in all, and there are other tests to run.
 OLDER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if "XLA_FLAGS" not in os.environ:
     trial = [sys.executable, "-c", "import jax; jax.devices()"]
@@ -124,7 +124,7 @@ TINY = {
 }
 
 
-# The longest files, begun first so that no process is left alone with one at the end.
+# The files that take longest, which run first so that the processes end at about the same time.
 LONGEST = (
     "test_models",
     "test_commands",
@@ -149,7 +149,7 @@ def pytest_collection_modifyitems(items):
 # Tracing makes millions of objects that live on: looking for garbage often takes a tenth of it.
 gc.set_threshold(100_000, 20, 20)
 
-# The programs of most tests run a few steps: optimising them would take half of the time.
+# Most programs run for a few steps only, and optimising them would take half of the time.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -218,7 +218,7 @@ def readme_code(containing):
     return code
 
 
-# The environment of commands whose programs are too short to be worth optimising.
+# Environment of commands whose programs run too briefly to be worth optimising.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 

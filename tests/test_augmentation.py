@@ -1,4 +1,4 @@
-"""What a batch's images go through on the device."""
+"""Augmentation of a batch on the device."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the benchmarks count (what they time is not tested)."""
+"""The byte counts of the benchmarks; their timings are not tested."""
 
 import pytest
 

@@ -1,3 +1,5 @@
+"""The config: its checks, copies, JSON form, meshes and learning-rate schedules."""
+
 import pytest
 from conftest import tiny_config, tiny_data
 
@@ -151,7 +153,7 @@ def test_peers_with_their_own_optimizer_are_stacks_of_their_own():
     config.peers[2].optimizer.learning_rate = 0.3
     config.peers[4].optimizer.name = "adam"
     layout = peers.layout(config, methods.get("orc"))
-    assert [one.peers for one in layout] == [(0,), (1, 3), (2,), (4,)]
-    assert [one.kind for one in layout] == ["later", "train", "train", "train"]
-    assert [one.optimizer.learning_rate for one in layout] == [0.05, 0.05, 0.3, 0.05]
+    assert [stack.peers for stack in layout] == [(0,), (1, 3), (2,), (4,)]
+    assert [stack.kind for stack in layout] == ["later", "train", "train", "train"]
+    assert [stack.optimizer.learning_rate for stack in layout] == [0.05, 0.05, 0.3, 0.05]
     assert layout[3].optimizer.name == "adam"

@@ -1,3 +1,5 @@
+"""Data sets: digits, CIFAR archives, TensorFlow Datasets, arrays, and batches of them."""
+
 import io
 import pickle
 import shutil

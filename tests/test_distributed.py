@@ -1,4 +1,4 @@
-"""Several real processes on this machine, as a cluster starts them."""
+"""Several processes on this machine that train together, as on a cluster."""
 
 import os
 import signal

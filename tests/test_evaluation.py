@@ -1,4 +1,4 @@
-"""What looks at the test images alone: it reads no training images, and does as the run did."""
+"""Evaluation from a work directory: it reads no training image and repeats the run's numbers."""
 
 import shutil
 

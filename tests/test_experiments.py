@@ -1,4 +1,4 @@
-"""Studies: what they plan, what they train through the command line, and what they report."""
+"""Studies: how they are planned, trained from the command line, and reported."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from experiments.study import Study
 from orc_jax.config import default_config, peer, to_json
 from orc_jax.errors import UserError
 
-# By ml_collections, for every config file.
+# A warning of ml_collections for every config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
 READY = [
@@ -49,12 +49,12 @@ def test_every_ready_study_is_valid(name, base, tmp_path):
     """`plan` checks every config; but for the method, all variants have the base's settings."""
     study, title = studies.load(str(ROOT / "experiments" / f"{name}.py"))
     shared, runs = planned(study, base, tmp_path)
-    assert title and {one.variant for one in runs if one.compared} == set(study.variants)
-    for one in runs:
+    assert title and {run.variant for run in runs if run.compared} == set(study.variants)
+    for planned_run in runs:
         for key in ("epochs", "batch_size", "data", "optimizer", "mesh"):
-            assert one.config[key] == shared.config[key], (one.variant, key)
+            assert planned_run.config[key] == shared.config[key], (planned_run.variant, key)
         own = {p.model: p.optimizer for p in shared.config.peers}
-        for network in one.config.peers:
+        for network in planned_run.config.peers:
             if network.model in own:
                 assert network.optimizer == own[network.model]
     for key, numbers in study.published.items():
@@ -78,13 +78,13 @@ def test_a_teacher_is_trained_once_for_all_who_need_it(tmp_path):
         "alone",
     )
     _, runs = planned(study, "configs/digits.py", tmp_path, ("--config.epochs=3",), seeds=2)
-    assert [one.name for one in runs] == [
+    assert [run.name for run in runs] == [
         f"{name} seed {seed}"
         for seed in range(2)
         for name in ("alone", "teacher-resnet14", "T=1", "T=3")
     ]
-    assert all(one.config.epochs == 3 and one.config.seed == one.seed for one in runs)
-    assert [one.teacher for one in runs[:4]] == [None, None, runs[1], runs[1]]
+    assert all(run.config.epochs == 3 and run.config.seed == run.seed for run in runs)
+    assert [run.teacher for run in runs[:4]] == [None, None, runs[1], runs[1]]
     assert runs[2].config.peers[0].init_from == str(runs[1].workdir / "networks" / "0")
 
 
@@ -93,15 +93,15 @@ def test_devices_are_shared_out():
     assert one_each == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     assert jobs.environments(1, ["0", "1"]) == [{"CUDA_VISIBLE_DEVICES": "0,1"}]
     crowd = jobs.environments(3, ["0", "1"])
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in crowd] == ["0", "1", "0"]
+    assert [variables["CUDA_VISIBLE_DEVICES"] for variables in crowd] == ["0", "1", "0"]
     assert crowd[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert jobs.environments(2, []) == [{}, {}]
 
 
 def test_a_run_can_ask_for_more_devices_than_the_study_has(tmp_path):
     study = Study(("configs/digits.py",), "ind", {"alone": "ind"}, "alone")
-    _, (one,) = planned(study, "configs/digits.py", tmp_path, ("--config.mesh.data=4",))
-    assert one.config.mesh.data == 4
+    _, (planned_run,) = planned(study, "configs/digits.py", tmp_path, ("--config.mesh.data=4",))
+    assert planned_run.config.mesh.data == 4
 
 
 def test_gpus_are_those_that_nvidia_smi_lists(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_tables_and_csv_by_hand(tmp_path):
         for i, x in enumerate((89.5, 90.5, 91.5))
     ]
     assert all(map(jobs.is_finished, runs))
-    found = [results.result(one, "resnet8") for one in runs]
+    found = [results.result(run, "resnet8") for run in runs]
     summaries = results.summarise(study, found)
     assert list(summaries) == ["alone", "orc"]
     assert summaries["alone"].measure == pytest.approx((89.0, 1.0))
@@ -192,11 +192,11 @@ def test_equal_results_and_single_seeds_have_no_p():
     ]
     assert np.isnan(results.summarise(study, same)["b"].p)
     summaries = results.summarise(study, same[:3])
-    # The second seed is missing: what its first one gave is not the best.
+    # The second variant lacks a seed, so its mean is not the best, although it is the highest.
     assert [row[2].best for row in tables.rows(study, "", summaries)] == [True, False]
-    one = summaries["b"]
-    assert np.isnan(one.p) and np.isnan(one.measure[1])
-    assert tables.rows(study, "", {"b": one})[0][2].text == "19.31"
+    summary = summaries["b"]
+    assert np.isnan(summary.p) and np.isnan(summary.measure[1])
+    assert tables.rows(study, "", {"b": summary})[0][2].text == "19.31"
 
 
 TINY = '''

@@ -1,3 +1,5 @@
+"""Grad-CAM: heat maps against a case computed by hand, for every family, and the command."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

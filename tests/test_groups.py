@@ -1,4 +1,4 @@
-"""What methods ask of a group: shared trunks, auxiliary heads, paused and frozen peers."""
+"""What methods need of a group: shared trunks, auxiliary heads, paused and frozen peers."""
 
 import dataclasses
 

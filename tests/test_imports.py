@@ -1,4 +1,4 @@
-"""Which modules import which: one way, at the top of the file, and nothing slow before its use."""
+"""Imports between modules: one direction, at the top of the file, nothing slow before its use."""
 
 import ast
 import pkgutil

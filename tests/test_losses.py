@@ -1,3 +1,5 @@
+"""The losses against golden numbers, identities and finite differences."""
+
 import re
 
 import jax

@@ -1,4 +1,4 @@
-"""What a step needs of memory, and what is done to need less."""
+"""The memory of a step, with and without the settings that save memory."""
 
 import jax
 import numpy as np

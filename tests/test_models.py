@@ -1,3 +1,5 @@
+"""The networks against golden logits and parameter counts, and their parts and names."""
+
 import json
 import re
 from functools import partial

@@ -1,3 +1,5 @@
+"""ORC: golden losses, roles, promotion, feedback samples and checks of its settings."""
+
 import re
 
 import jax

@@ -1,3 +1,5 @@
+"""The report: its numbers, its plots, and the page in a browser."""
+
 import itertools
 import json
 import os

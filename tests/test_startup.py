@@ -1,4 +1,4 @@
-"""What helps to start fast, and to see where time goes."""
+"""The compilation cache, the time to the first step, and profiles."""
 
 import gzip
 import json

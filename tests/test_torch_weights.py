@@ -1,3 +1,5 @@
+"""Import of PyTorch weights: kinds of files, faulty files, and the command."""
+
 import argparse
 
 import jax

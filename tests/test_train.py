@@ -131,7 +131,7 @@ def test_resuming_drops_lines_written_after_the_checkpoint(tmp_path):
     with Checkpoints(tmp_path / "full") as checkpoints:
         assert checkpoints.step("last") == 9
         state = checkpoints.restore_arrays(9)
-    # As if killed in epoch 3, after a line was half written.
+    # The run was killed in epoch 3 while it wrote a line.
     shutil.rmtree(tmp_path / "full" / "checkpoints" / "9")
     with (tmp_path / "full" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')

@@ -1,4 +1,4 @@
-"""TrivialAugment's changes, against Pillow's."""
+"""TrivialAugment's operations against Pillow's."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The PyTorch program of the benchmark computes what orc_jax computes."""
+"""The PyTorch program of the benchmark against orc_jax."""
 
 import numpy as np
 import pytest
