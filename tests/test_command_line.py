@@ -25,6 +25,10 @@ EXPECTED = {
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Calls `python -m orc_jax ARGS` in this process and returns what it prints."""
+    # The benchmarks, which other tests import, have flags of the same names.
+    modules = flags.FLAGS.flags_by_module_dict()
+    benchmarks = [flag for name, own in modules.items() if "benchmarks" in name for flag in own]
+    flags.FLAGS.remove_flag_values(flag.name for flag in benchmarks)
     before = set(flags.FLAGS)
 
     def call(*args):
@@ -34,6 +38,8 @@ def call(monkeypatch, capsys):
 
     yield call
     flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+    for flag in benchmarks:
+        flags.FLAGS[flag.name] = flag
 
 
 def test_all_commands_are_listed(call):

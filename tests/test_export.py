@@ -154,8 +154,8 @@ def test_weights_come_back_under_our_names_and_pytorchs(tmp_path, run, best, exp
 def test_onnx(run, best, exported, ensemble):
     logits = jnp.stack([logits_of(run, peer) for peer in (0, 1)])
     mean = jnp.log(jax.nn.softmax(logits).mean(axis=0))
-    for (folder, about), expected in ((exported, logits[best]), (ensemble, mean)):
-        result = about["files"]["model.onnx"]
+    for (folder, _), expected in ((exported, logits[best]), (ensemble, mean)):
+        result = json.loads((folder / "export.json").read_text())["files"]["model.onnx"]
         if isinstance(result, str):
             # jax2onnx 0.17 asks for a class that JAX 0.12 does not have under this name any more.
             assert result.endswith("module 'jax._src.core' has no attribute 'ClosedJaxpr'")

@@ -35,7 +35,7 @@ def peer_losses(config, logits, labels, roles):
 
 
 def logits_of(seed, peers=4, batch=6, classes=5):
-    return np.random.default_rng(seed).normal(0, 2, (peers, batch, classes)).astype(np.float32)
+    return jnp.float32(np.random.default_rng(seed).normal(0, 2, (peers, batch, classes)))
 
 
 @pytest.mark.parametrize("inputs, match, case", CASES)

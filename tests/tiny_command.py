@@ -31,14 +31,15 @@ def held(training_batches, at: int, here: Path, go: Path):
     return batches
 
 
-models.NETWORKS.update(TINY)
-if "HOLD" in os.environ:
-    training.training_batches = held(
-        training.training_batches,
-        int(os.environ["HOLD"]),
-        Path(os.environ["HELD"]),
-        Path(os.environ["GO"]),
-    )
-module = sys.argv[1]
-sys.argv = sys.argv[1:]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
+if __name__ == "__main__":
+    models.NETWORKS.update(TINY)
+    if "HOLD" in os.environ:
+        training.training_batches = held(
+            training.training_batches,
+            int(os.environ["HOLD"]),
+            Path(os.environ["HELD"]),
+            Path(os.environ["GO"]),
+        )
+    module = sys.argv[1]
+    sys.argv = sys.argv[1:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

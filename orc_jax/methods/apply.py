@@ -101,7 +101,7 @@ def _check_terms(method, terms, size):
     for name, term in terms.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise UserError(f"{where} names a term {name!r}, expected a name such as 'kd'")
-        if jnp.shape(term) not in ((size,), ()) or not _is(term, jnp.floating):
+        if np.shape(term) not in ((size,), ()) or not _is(term, jnp.floating):
             raise UserError(
                 f"{where} returns the term {name!r} as {_shown(term)}, expected floating-point "
                 f"numbers of shape ({size},), one for each peer, or one number for the group"
@@ -120,10 +120,10 @@ def _check_roles(method, roles, size):
     ):
         if value is None and name != "learns":
             continue
-        if jnp.shape(value) != shape or not _is(value, kind):
+        if np.shape(value) != shape or not _is(value, kind):
             raise UserError(f"{where} gives {name} as {_shown(value)}, expected {text} {shape}")
     for name, value in roles.metrics.items():
-        if jnp.shape(value) not in ((size,), ()):
+        if np.shape(value) not in ((size,), ()):
             raise UserError(
                 f"{where} gives the metric {name!r} as {_shown(value)}, expected shape ({size},), "
                 "one number for each peer, or one number"
