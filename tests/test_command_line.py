@@ -40,6 +40,7 @@ def call(monkeypatch, capsys):
     flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
     for flag in benchmarks:
         flags.FLAGS[flag.name] = flag
+        flags.FLAGS.register_flag_by_module("benchmarks", flag)
 
 
 def test_all_commands_are_listed(call):
