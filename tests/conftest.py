@@ -1,6 +1,7 @@
 """Common parts of the tests: golden numbers, a tiny network and group, a compilation cache."""
 
 import gc
+import io
 import json
 import os
 import re
@@ -9,9 +10,10 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 # Set before jax is imported, and inherited by the commands that tests start.
 os.environ.setdefault(
@@ -25,7 +27,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
+from orc_jax import __main__ as program
 from orc_jax import config as configs
 from orc_jax import data, models
 from orc_jax.models.layers import Head
@@ -243,6 +247,39 @@ def run_command(*args: str, devices: int = 1, check: bool = True, **kwargs):
     if check:
         assert result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+@contextmanager
+def flags_of_its_own():
+    """No flags but absl's own: what is defined within is forgotten afterwards."""
+    # The benchmarks, which some tests import, have flags of the same names as the commands.
+    modules = flags.FLAGS.flags_by_module_dict()
+    benchmarks = [flag for name, own in modules.items() if "benchmarks" in name for flag in own]
+    flags.FLAGS.remove_flag_values(flag.name for flag in benchmarks)
+    before = set(flags.FLAGS)
+    try:
+        yield
+    finally:
+        flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+        for flag in benchmarks:
+            flags.FLAGS[flag.name] = flag
+            flags.FLAGS.register_flag_by_module("benchmarks", flag)
+
+
+def run_here(*args: str) -> SimpleNamespace:
+    """Runs `python -m orc_jax ARGS` as `run_command` does, but in this process: for
+    commands that end before they compute anything."""
+    argv, out, err = sys.argv, io.StringIO(), io.StringIO()
+    sys.argv = ["orc_jax", *args]
+    status = 0
+    try:
+        with flags_of_its_own(), redirect_stdout(out), redirect_stderr(err):
+            program.main()
+    except SystemExit as ended:
+        status = ended.code
+    finally:
+        sys.argv = argv
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def assert_trees_equal(one, other):

@@ -1,13 +1,10 @@
 """How the commands are listed, described and chosen; what they do is tested elsewhere."""
 
-import sys
 from importlib import import_module
 
 import pytest
-from absl import flags
-from conftest import run_command
+from conftest import run_command, run_here
 
-from orc_jax import __main__ as program
 from orc_jax.commands import COMMANDS
 
 EXPECTED = {
@@ -22,28 +19,14 @@ EXPECTED = {
 }
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Calls `python -m orc_jax ARGS` in this process and returns what it prints."""
-    # The benchmarks, which other tests import, have flags of the same names.
-    modules = flags.FLAGS.flags_by_module_dict()
-    benchmarks = [flag for name, own in modules.items() if "benchmarks" in name for flag in own]
-    flags.FLAGS.remove_flag_values(flag.name for flag in benchmarks)
-    before = set(flags.FLAGS)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["orc_jax", *args])
-        program.main()
-        return capsys.readouterr().out
-
-    yield call
-    flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
-    for flag in benchmarks:
-        flags.FLAGS[flag.name] = flag
-        flags.FLAGS.register_flag_by_module("benchmarks", flag)
+def call(*args):
+    """What `python -m orc_jax ARGS` prints."""
+    result = run_here(*args)
+    assert result.returncode == 0 and result.stderr == ""
+    return result.stdout
 
 
-def test_all_commands_are_listed(call):
+def test_all_commands_are_listed():
     page = call()
     assert page == call("--help") == call("-h") == call("help")
     for name, summary in COMMANDS.items():
@@ -56,7 +39,7 @@ def test_every_command_has_an_expected_page():
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_help_page_of_a_command(call, name):
+def test_the_help_page_of_a_command(name):
     page = call(name, "--help")
     lines = page.splitlines()
     assert lines[0].startswith(f"usage: python -m orc_jax {name}")
@@ -67,7 +50,7 @@ def test_the_help_page_of_a_command(call, name):
     assert lines[-1].startswith(f"  python -m orc_jax {name} ")
 
 
-def test_defaults_and_required_flags_are_named(call):
+def test_defaults_and_required_flags_are_named():
     page = call("import-torch", "--help")
     assert page.startswith(
         "usage: python -m orc_jax import-torch FILE --model=… --num_classes=… --out=… "
@@ -78,20 +61,17 @@ def test_defaults_and_required_flags_are_named(call):
     assert lines["--channels"].endswith("(default: 3)")
 
 
-def test_help_pages_do_not_run_the_command(call, monkeypatch):
+def test_help_pages_do_not_run_the_command(monkeypatch):
     command = import_module("orc_jax.commands.models")
     monkeypatch.setattr(command, "cost", None)
     call("models", "--latency", "--help")
 
 
-def test_an_unknown_command_gets_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["orc_jax", "trian"])
-    with pytest.raises(SystemExit) as ended:
-        program.main()
-    assert ended.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: unknown command 'trian': did you mean 'train'? ")
-    assert error.count("\n") == 1
+def test_an_unknown_command_gets_one_line():
+    result = run_here("trian")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: unknown command 'trian': did you mean 'train'? ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_help_page_in_a_process_of_its_own():

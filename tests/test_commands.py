@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import QUICK, ROOT, TOO_LONG, WITH_TINY, assert_trees_equal, run_command
+from conftest import QUICK, ROOT, TOO_LONG, WITH_TINY, assert_trees_equal, run_command, run_here
 
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import Checkpoints
@@ -154,7 +154,8 @@ def test_a_work_directory_is_one_processs(tmp_path):
     ],
 )
 def test_mistakes_get_one_line(tmp_path, args, message):
-    result = run_command(*TRAIN, f"--workdir={tmp_path / 'run'}", *args, devices=2, check=False)
+    config = "--config=configs/digits.py"
+    result = run_here("train", config, f"--workdir={tmp_path / 'run'}", *args)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
@@ -166,7 +167,7 @@ def test_evaluate_needs_a_run(tmp_path):
         ([f"--workdir={tmp_path}"], "is not a work directory"),
         ([], "--workdir=… is required"),
     ):
-        result = run_command("-m", "orc_jax.evaluate", *args, check=False)
+        result = run_here("evaluate", *args)
         assert result.returncode == 1
         assert result.stderr.startswith("error: ") and message in result.stderr
 

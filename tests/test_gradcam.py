@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import golden, golden_tensors, run_command
+from conftest import golden, golden_tensors, run_command, run_here
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -179,7 +179,7 @@ def test_what_is_asked_for_must_be_there(workdir, tmp_path):
 
 
 def test_mistakes_get_one_line():
-    result = run_command(*COMMAND, "--images=test:0", check=False)
+    result = run_here("gradcam", "--images=test:0")
     assert result.returncode == 1
     assert result.stderr == "error: give either --workdir=RUN or --network=DIR\n"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_command
+from conftest import run_here
 
 import orc_jax
 from configs import digits
@@ -357,6 +357,6 @@ def test_mistakes_get_one_line(tmp_path):
         ((), "error: RUN is required\n"),
         ((str(tmp_path), "other"), f"error: {tmp_path} is not a work directory"),
     ):
-        result = run_command("-m", "orc_jax.report", *args, check=False)
+        result = run_here("report", *args)
         assert result.returncode == 1
         assert result.stderr.startswith(message) and result.stderr.count("\n") == 1

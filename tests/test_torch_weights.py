@@ -12,6 +12,7 @@ from conftest import (
     golden_images,
     golden_tensors,
     run_command,
+    run_here,
     tiny_config,
 )
 from safetensors.numpy import save_file
@@ -148,7 +149,7 @@ def test_the_commands_mistakes_get_one_line(tmp_path):
         ((str(tmp_path / "code.pth"),), "code.pth is not a checkpoint of plain tensors"),
         (("a.pth", "b.pth"), "unexpected argument 'b.pth'"),
     ):
-        result = run_command(*COMMAND, *args, *WHAT, f"--out={tmp_path / 'out'}", check=False)
+        result = run_here("import-torch", *args, *WHAT, f"--out={tmp_path / 'out'}")
         assert result.returncode == 1
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
         assert message in result.stderr
