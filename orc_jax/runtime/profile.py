@@ -26,7 +26,11 @@ class Profiler:
         """Start or end the trace; call this with the state before every step."""
         if self._left == STEPS:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # a step is one program, Python only waits for it
+            jax.profiler.start_trace(
+                self._folder, create_perfetto_trace=True, profiler_options=options
+            )
             self._tracing = True
         elif self._left == 0:
             jax.block_until_ready(state)
