@@ -67,6 +67,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     assert setup.train_split is not None  # it is for evaluation alone
     config = setup.config
     check(workdir, config, setup.dataset)
+    steps = compile_steps(config, setup.group, setup.method, streamed=setup.streamed)
     weights = {}
     if not has_checkpoint(workdir):
         weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
@@ -75,7 +76,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         create(workdir, config, setup.dataset, setup.images, len(setup.train_split.labels))
         processes.barrier("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
-            return _Loop(setup, workdir, weights, checkpoints, interruption, called).run()
+            return _Loop(setup, steps, workdir, weights, checkpoints, interruption, called).run()
 
 
 class _Loop:
@@ -90,13 +91,11 @@ class _Loop:
       in_flight: an output of each step that the devices may not have finished.
     """
 
-    def __init__(self, setup: Setup, workdir, weights, checkpoints, interruption, called):
+    def __init__(self, setup: Setup, steps, workdir, weights, checkpoints, interruption, called):
         config, group = setup.config, setup.group
         self.setup, self.workdir = setup, workdir
         self.checkpoints, self.interruption = checkpoints, interruption
-        self.train_step, self.evaluation_step, prediction_step = compile_steps(
-            config, group, setup.method, streamed=setup.streamed
-        )
+        self.train_step, self.evaluation_step, prediction_step = steps
         self.renew = renewal(setup, prediction_step)
 
         self.step = checkpoints.step("last") or 0
