@@ -40,10 +40,10 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     for i, peer in enumerate(config.peers):
         _check_optimizer(optimizers.settings(config, peer), f"peers[{i}].optimizer")
     methods.check(config.method, [peer.model for peer in config.peers])
+    own_data = own_data or datasets.is_own(config.data.name)
     _check_peers(config, method, own_data)
 
     one_of(config.precision, ("float32", "bfloat16"), "precision")
-    own_data = own_data or datasets.is_own(config.data.name)
     if not own_data and not config.data.name.startswith(datasets.TFDS):
         one_of(config.data.name, [*datasets.NAMES, "tfds:NAME", "package.module:load"], "data.name")
     one_of(config.data.pad_mode, ("zero", "reflect"), "data.pad_mode")
@@ -102,6 +102,7 @@ def _check_peers(config, method, own_data):
         settings = [optimizers.settings(config, peer) for peer in config.peers]
         for i, peer in enumerate(config.peers):
             differences = {
+                "model": peer.model != config.peers[0].model,
                 "optimizer": settings[i] != settings[0],
                 "init_from": peer.init_from != config.peers[0].init_from,
             }
@@ -218,7 +219,7 @@ def check_data(config, dataset: datasets.Dataset, num_images: int) -> None:
     method = methods.get(config.method.name)
     if dataset.streamed and method.memory.held_out(config.method):
         raise UserError(
-            f"{config.method.name} {config.method.target} keeps images aside, which must fit "
+            f"{config.method.name} keeps images aside, which must fit "
             f"data.memory, {config.data.memory} of the device's"
         )
     if dataset.streamed and config.data.resized_crop and method.needs.own_augmentation:

@@ -100,7 +100,7 @@ def forward(stack: Stack, state: StackState, images, own: bool = False) -> Pass:
                 mutable="batch_stats",
                 method="outputs",
             )
-            stats, trunk_stats = split_trunk(stack, updated["batch_stats"])
+            stats, trunk_stats = split_trunk(stack, updated.get("batch_stats", {}))
             return in_float32(outputs), (trunk_stats, stats)
 
         # What no member has an own version of, a trunk and its statistics, is computed once.

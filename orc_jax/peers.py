@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from orc_jax import models, optimizers
@@ -21,6 +21,10 @@ from orc_jax.models.network import Network
 
 # What a peer does in a step, see `orc_jax.methods.method.Positions`.
 Kind = Literal["train", "later", "frozen"]
+
+
+# Of a network, before it has any; one without batch norm has no statistics.
+NO_VARIABLES: dict[str, dict] = {"params": {}, "batch_stats": {}}
 
 
 class Layout(NamedTuple):
@@ -136,6 +140,8 @@ def layout(config, method) -> list[Layout]:
     shared_trunk = method.needs.shared_trunk(config.method)
     if method.needs.auxiliary_heads and set(kinds) != {"train"}:
         raise ValueError("auxiliary heads need peers that all train on the batch")
+    if shared_trunk and (set(kinds) != {"train"} or method.needs.own_augmentation):
+        raise ValueError("a shared trunk needs peers that all train on the same images")
     found: dict = {}
     for i, key in enumerate(zip(networks, kinds, settings, strict=True)):
         found.setdefault((*key[:2], key[2].to_json(sort_keys=True)), []).append(i)
@@ -160,7 +166,7 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
         frozen = kind == "frozen"
         axes = batch_axes(split) if config.sync_batch_norm else None
         module = models.create(name, num_classes, axes)
-        if method.needs.rescaled_trunk:
+        if shared_trunk and method.needs.rescaled_trunk:
             module = module.clone(trunk_gradient=1 / len(config.peers))
         stacks.append(
             Stack(
@@ -202,7 +208,7 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
             )
         members = []
         for peer in stack.peers:
-            variables = pretrained.get(peer, {"params": {}, "batch_stats": {}})
+            variables = pretrained.get(peer, NO_VARIABLES)
             if peer not in pretrained or stack.auxiliary:
                 new = fresh[stack.name, stack.auxiliary](jax.random.fold_in(key, peer))
                 variables = {name: tree | variables[name] for name, tree in new.items()}
@@ -224,9 +230,10 @@ def abstract(group: Group, image_shape: tuple[int, int, int]) -> tuple[StackStat
 
 def fresh_outputs(stack: Stack, key, images):
     """Initialise a network; return its `Outputs` for images, and its variables."""
-    return stack.module.init_with_output(
+    outputs, variables = stack.module.init_with_output(
         key, images, train=False, auxiliary=stack.auxiliary, method="outputs"
     )
+    return outputs, NO_VARIABLES | dict(variables)
 
 
 def split_trunk(stack: Stack, tree: dict) -> tuple[dict, dict]:
@@ -275,21 +282,8 @@ def abstract_variables(stack: Stack, image_shape: tuple[int, int, int]):
     """Return the shapes of a plain network's {"params", "batch_stats"}; nothing is computed."""
     images = jnp.zeros((1, *image_shape))
     return jax.eval_shape(
-        lambda key: stack.module.init(key, images, train=False), jax.random.key(0)
-    )
-
-
-def shardings(group: Group, states: tuple[StackState, ...]) -> tuple[StackState, ...]:
-    """Return for every leaf how it lies on the mesh."""
-
-    def of_part(spec, part):
-        return jax.tree.map(lambda _: NamedSharding(group.mesh, spec), part)
-
-    return tuple(
-        StackState(
-            of_part(stack.spec.members, state.members), of_part(stack.spec.trunk, state.trunk)
-        )
-        for stack, state in zip(group.stacks, states, strict=True)
+        lambda key: NO_VARIABLES | dict(stack.module.init(key, images, train=False)),
+        jax.random.key(0),
     )
 
 

@@ -73,9 +73,11 @@ def spec(group: peers.Group) -> State:
 
 def shardings(group: peers.Group, state: State) -> State:
     """Return for every leaf of a state how it lies on the mesh."""
-    everywhere = NamedSharding(group.mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda _: everywhere, state)
-    return shardings.replace(stacks=peers.shardings(group, state.stacks))
+
+    def of_part(spec, part):
+        return jax.tree.map(lambda _: NamedSharding(group.mesh, spec), part)
+
+    return jax.tree.map(of_part, spec(group), state, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def init_state(config, group: peers.Group, method: Method, image_shape, pretrained) -> State:
@@ -117,7 +119,7 @@ def _first_state(config, group, method, image_shape, stacks, own) -> State:
 
 
 def _empty_batch(config, group, method, image_shape) -> Batch:
-    """A batch of zeros, for the shapes of what depends on one."""
+    """Return a batch of zeros, for the shapes of what depends on one."""
     images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
     rows: list = [None] * group.size
     for stack in group.stacks:
@@ -145,7 +147,7 @@ def _init_own(config, group, method, image_shape) -> MethodState:
 
 
 def _zero_sums(config, group, method, image_shape, own):
-    """Zeros for every metric of the method."""
+    """Return zeros for every metric of the method."""
 
     def metrics(params):
         def update_teachers(stacks, logits, update):

@@ -10,7 +10,7 @@ from orc_jax.passes import Pass
 from orc_jax.peers import Group, Stack, select
 
 
-def update_teachers(group: Group, images, mixed, step, stacks, logits, update_of):
+def update_teachers(group: Group, images, mixed, step, stacks, logits, update):
     """Give some peers their optimizer step on mixed images before they teach.
 
     Which peers these are is known only at run time, so each stack runs as many networks as could
@@ -23,7 +23,7 @@ def update_teachers(group: Group, images, mixed, step, stacks, logits, update_of
       step: int32 scalar.
       stacks: a `StackState` for each stack.
       logits: whole.
-      update_of: the `TeacherUpdate`.
+      update: the `TeacherUpdate`.
 
     Returns:
       Stacks with the updated peers, logits in which theirs are those of their new weights on the
@@ -31,17 +31,17 @@ def update_teachers(group: Group, images, mixed, step, stacks, logits, update_of
     """
 
     def total(logits):
-        losses = update_of.loss(logits)
+        losses = update.loss(logits)
         return losses.sum(), losses
 
     new_stacks, losses_of = [], jnp.zeros(group.size)
     for stack, state in zip(group.stacks, stacks, strict=True):
         rows = np.array(stack.peers)
-        if not update_of.among[rows].any():
+        if not update.among[rows].any():
             new_stacks.append(state)
             continue
-        active = passes.members(stack, update_of.learners)
-        slots = jnp.argsort(~active)[: update_of.at_most]
+        active = passes.members(stack, update.learners)
+        slots = jnp.argsort(~active)[: update.at_most]
         learners = state.replace(members=select(state.members, slots))
 
         learned = passes.forward(stack, learners, passes.images_of(stack, mixed))
@@ -60,7 +60,7 @@ def update_teachers(group: Group, images, mixed, step, stacks, logits, update_of
         new_logits = jnp.zeros((len(active), *logits.shape[1:])).at[slots].set(new_logits)
         losses = jnp.zeros(len(active)).at[slots].set(losses)
         new_logits, losses = passes.over_members(stack, (new_logits, losses))
-        is_learner = update_of.learners[rows]
+        is_learner = update.learners[rows]
         new_logits = passes.where(is_learner, lax.stop_gradient(new_logits), logits[rows])
         logits = logits.at[rows].set(new_logits)
         losses_of = losses_of.at[rows].set(jnp.where(is_learner, losses, 0.0))

@@ -64,10 +64,12 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     # A run streams to its end what it streamed at first, even if the memory has another size now.
     streamed = began(workdir).streamed if (workdir / "config.json").exists() else None
     setup = prepare(config, data, streamed)
-    assert setup.train_split is not None  # it is for evaluation alone
+    assert setup.train_split is not None  # None only in a setup for evaluation
     config = setup.config
     check(workdir, config, setup.dataset)
     steps = compile_steps(config, setup.group, setup.method, streamed=setup.streamed)
+    # Traces the method, so that a fault of it is found before the work directory is made.
+    template = abstract_state(*setup.state_args())
     weights = {}
     if not has_checkpoint(workdir):
         weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
@@ -76,7 +78,9 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         create(workdir, config, setup.dataset, setup.images, len(setup.train_split.labels))
         processes.barrier("the work directory is this run's")
         with Checkpoints(workdir, read_only=False) as checkpoints:
-            return _Loop(setup, steps, workdir, weights, checkpoints, interruption, called).run()
+            return _Loop(
+                setup, steps, template, workdir, weights, checkpoints, interruption, called
+            ).run()
 
 
 class _Loop:
@@ -91,7 +95,9 @@ class _Loop:
       in_flight: an output of each step that the devices may not have finished.
     """
 
-    def __init__(self, setup: Setup, steps, workdir, weights, checkpoints, interruption, called):
+    def __init__(
+        self, setup: Setup, steps, template, workdir, weights, checkpoints, interruption, called
+    ):
         config, group = setup.config, setup.group
         self.setup, self.workdir = setup, workdir
         self.checkpoints, self.interruption = checkpoints, interruption
@@ -100,7 +106,7 @@ class _Loop:
 
         self.step = checkpoints.step("last") or 0
         if self.step:
-            self.state = checkpoints.restore(self.step, abstract_state(*setup.state_args()))
+            self.state = checkpoints.restore(self.step, template)
         else:
             self.state = init_state(*setup.state_args(), weights)
         records = [record for record in metrics.read(workdir) if record["step"] <= self.step]
@@ -223,7 +229,7 @@ def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
       step: number of steps done.
     """
     config, split, per_epoch = setup.config, setup.train_split, setup.steps_per_epoch
-    assert split is not None  # it is for evaluation alone
+    assert split is not None  # None only in a setup for evaluation
     if isinstance(split, stream.OnDisk):
         slots = np.arange(config.batch_size, dtype=np.int32)
         order = setup.on_mesh(np.broadcast_to(slots, (per_epoch, config.batch_size)))

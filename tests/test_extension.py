@@ -18,12 +18,27 @@ from orc_jax.methods.method import Batch, Method, Roles
 from orc_jax.models.network import Network, Outputs
 
 NETS = """
+import flax.linen as nn
 from conftest import pixels
+from orc_jax.models.layers import Head
+from orc_jax.models.network import Network
+
 
 def small(num_classes, norm):
     return pixels(5, (2, 2), num_classes, norm)
 
 NUMBER = 3
+
+
+class Layer(nn.Module):
+    # On the mean of the pixels, without batch norm; it is no `Stage`.
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(6)(x.mean(axis=(1, 2), keepdims=True))
+
+
+def plain(num_classes, norm):
+    return Network(Layer(), [Layer(), Layer()], Head(num_classes))
 """
 DATA = """
 from conftest import tiny_data
@@ -77,6 +92,29 @@ def test_the_readmes_own_method_as_it_stands(outside, tmp_path):
     config.peers = config.peers[:1]
     with pytest.raises(UserError, match="best needs two networks or more"):
         orc_jax.train(config, tmp_path / "other")
+
+
+def test_a_network_without_batch_norm(outside, tmp_path):
+    """It has no statistics; and no blocks that could be computed again."""
+    config = tiny_config(("nets:plain", "pixels"), "dml")
+    result = orc_jax.train(config, tmp_path / "run", tiny_data())
+    network, variables, _ = orc_jax.load_network(tmp_path / "run" / "networks" / "0")
+    assert variables["batch_stats"] == {}
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    assert network.apply(variables, images, train=False).shape == (2, 5)
+    again = orc_jax.evaluate(tmp_path / "run", data=tiny_data())
+    assert again == result.metrics["test"]
+    config.remat = True
+    with pytest.raises(UserError, match="remat needs a network whose stages are made of `Stage`"):
+        orc_jax.train(config, tmp_path / "other", tiny_data())
+
+
+def test_a_trunk_needs_equal_networks(monkeypatch):
+    """Whatever the method itself checks."""
+    trunk = Method(settings={}, loss=methods.get("ind").loss, needs=methods.get("one").needs)
+    monkeypatch.setitem(methods.METHODS, "trunk", trunk)
+    with pytest.raises(UserError, match=r"peers\[1\].model differs from that of peers\[0\]"):
+        build(tiny_config(("pixels", "pixels_wide"), "trunk"))
 
 
 def test_a_preset_can_name_a_method_from_outside(outside):
@@ -173,11 +211,12 @@ def roles_of(change):
         (roles_of(lambda r: r._replace(metrics={"x": jnp.ones(5)})), "gives the metric 'x' as"),
     ],
 )
-def test_a_wrong_term_or_role_gets_one_line(monkeypatch, method, message):
+def test_a_wrong_term_or_role_gets_one_line(tmp_path, monkeypatch, method, message):
     monkeypatch.setitem(methods.METHODS, "mine", method)
     with pytest.raises(UserError, match=message) as error:
-        build(tiny_config(("pixels",) * 2, "mine"))
+        orc_jax.train(tiny_config(("pixels",) * 2, "mine"), tmp_path / "run", tiny_data())
     assert str(error.value).startswith(f"{__file__}: ") and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 @flax.struct.dataclass

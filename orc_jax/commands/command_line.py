@@ -105,7 +105,7 @@ def _spelling(flag):
 
 
 def _is_required(flag):
-    """Whether a flag's validators refuse its default."""
+    """Return whether a flag's validators refuse its default."""
     try:
         for validator in flag.validators:
             validator.verify(flags.FLAGS)

@@ -18,7 +18,8 @@ class Host(NamedTuple):
       progress: function (description, total) → context manager, which yields a function that
         advances the progress by one.
       say: function that shows a line of text.
-      broadcast: function that maps this process's answer to a question to the main process's.
+      broadcast: function that returns the main process's answer to a yes/no question, in all
+        processes.
     """
 
     folder: Path | None = None

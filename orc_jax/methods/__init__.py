@@ -23,7 +23,7 @@ NAMES = (
 )
 METHODS = {name: import_module(f"orc_jax.methods.{name}").METHOD for name in NAMES}
 
-# Settings that several methods have, and the least value of each.
+# Settings that several methods of ours have, and the least value of each.
 _AT_LEAST = {"alpha": 0, "weight": 0, "ramp_epochs": 0}
 
 
@@ -77,9 +77,10 @@ def check(config, networks: list[str]) -> None:
       config: `config.method`.
       networks: name of every peer's network.
     """
-    if not config.get("temperature", 1.0) > 0:
-        raise UserError(f"method.temperature is {config.temperature}, allowed: above 0")
-    for key, least in _AT_LEAST.items():
-        if not config.get(key, least) >= least:
-            raise UserError(f"method.{key} is {config[key]}, allowed: {least} or more")
+    if config.name in NAMES:
+        if not config.get("temperature", 1.0) > 0:
+            raise UserError(f"method.temperature is {config.temperature}, allowed: above 0")
+        for key, least in _AT_LEAST.items():
+            if not config.get(key, least) >= least:
+                raise UserError(f"method.{key} is {config[key]}, allowed: {least} or more")
     get(config.name).check(config, networks)

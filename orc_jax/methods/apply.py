@@ -20,7 +20,7 @@ class Applied(NamedTuple):
 
     Attributes:
       stacks: the networks, with the teachers that were updated first.
-      batch: with the outputs of the teachers that were updated first, and the roles.
+      batch: with the new logits of the teachers that were updated first, and the roles.
       d_outputs: the gradient of the loss for `batch.outputs`.
       d_own: the gradient for the parameters of the method's own network.
       metrics: name → float32, a number or [P].

@@ -25,6 +25,9 @@ class TeacherUpdate(NamedTuple):
     ORC's intensive teaching is one. It is for whole networks (no shared trunk) that all see the
     same augmentation; elsewhere it raises `ValueError`.
 
+    Afterwards `Batch.outputs` has the logits of their new weights. Their other outputs stay what
+    they were before, zeros for a peer that had no pass.
+
     Attributes:
       learners: who takes the step.
       among: who ever can; known before compilation.

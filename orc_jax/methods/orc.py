@@ -55,7 +55,7 @@ def phase(config, batch: Batch, key) -> Roles:
 def feedback_share(
     cross_entropy: Float[Array, " P"], asks: Bool[Array, " P"]
 ) -> Float[Array, " P"]:
-    """The share of the feedback samples that each network asks for: softmax(CE)."""
+    """Compute the share of the feedback samples that each network asks for: softmax(CE)."""
     return jax.nn.softmax(jnp.where(asks, cross_entropy, -jnp.inf))
 
 
@@ -65,11 +65,20 @@ def draw_feedback(
     wrong: Bool[Array, "P B"],
     students: Bool[Array, " P"],
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-    """B feedback samples: positions in the batch, and for each the student that asked.
+    """Draw B feedback samples, which students got wrong and ask their teachers to study.
 
-    A slot goes to a student by its share, then to one of the samples that it got wrong,
-    uniformly. A student without errors passes its share on to the others. If nobody
-    erred, F is the batch from the highest loss down, and the asker is -1.
+    Each slot goes to a student by its share, and then to one of the samples that it got wrong,
+    uniformly. A student without errors passes its share on to the others. If no student has any,
+    the samples are those of the batch, the highest loss first, and the asker is -1.
+
+    Args:
+      key: for the draws.
+      cross_entropy: of every peer and image.
+      wrong: which images each peer got wrong.
+      students: which peers may ask.
+
+    Returns:
+      The positions of the samples in the batch, and for each the student that asked.
     """
     asker_key, sample_key = jax.random.split(key)
     batch = wrong.shape[1]
@@ -88,7 +97,9 @@ def draw_feedback(
 
 
 def intensive_teaching(config, batch: Batch, teachers, feedback: Int[Array, " B"], key):
-    """L_I = λ H(y_t, PT(x̃)) + (1−λ) H(y_F, PT(x̃)), x̃ = λ x_t + (1−λ) x_F, λ ~ Beta(α, α).
+    """Teach the teachers what the students got wrong.
+
+    L_I = λ H(y_t, PT(x̃)) + (1−λ) H(y_F, PT(x̃)), x̃ = λ x_t + (1−λ) x_F, λ ~ Beta(α, α)
 
     Args:
       config, batch: of the method.
@@ -141,7 +152,7 @@ def assign(config, promoted: Bool[Array, " P"]) -> Roles:
     private = promoted[:, None] & pivot[None, :] & config.private
     group = student[:, None] & (promoted | pivot)[None, :] & config.group
     teachers = promoted if config.pivot is None else pivot
-    # Intensive teaching is the step of those whom it teaches.
+    # Peers that get intensive teaching take their step there.
     learns = ~teachers if config.intensive else jnp.ones_like(pivot)
     return Roles(learns, promoted, learns_from=private | group)
 

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
     """
 
     build: Callable[[int, Callable], Network]
-    torch_names: Sequence[tuple]
+    torch_names: Sequence[tuple] = ()
     torch_extra: str = "$."  # matches nothing
     size: int = 32
     smallest: int = 8
@@ -170,7 +170,7 @@ def entry(name: str) -> Entry:
             f"the network {name!r} is of type {type(imported).__name__}, expected a function "
             "(num_classes, norm) → network"
         )
-    return Entry(imported, torch_names=())
+    return Entry(imported)
 
 
 def canonical(name: str) -> str:

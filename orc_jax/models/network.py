@@ -9,6 +9,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from orc_jax.errors import UserError
+
 
 class Outputs(flax.struct.PyTreeNode):
     """Outputs of a network for a batch of images.
@@ -137,6 +139,8 @@ class Network(nn.Module):
         """Return this network, changed to keep only the blocks' outputs for the backward pass."""
 
         def stages_of(module):
+            if not all(isinstance(part, Stage) for part in module.stages):
+                raise UserError("remat needs a network whose stages are made of `Stage`")
             return [stage.clone(remat=True) for stage in module.stages]
 
         auxiliary = [head.clone(stages=stages_of(head)) for head in self.auxiliary]

@@ -87,7 +87,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the live table."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, step: int) -> None:
         """Start the clock at the first step of a run, or of a resumed run."""

@@ -19,8 +19,6 @@ from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.processes import barrier, is_main
 from orc_jax.trained import torch_weights
 
-PARTS = ("members", "trunk")  # fields of `peers.StackState`, in order
-
 
 def save(directory: str | Path, variables, description: dict) -> None:
     """Save a network; the directory is replaced as a whole.
@@ -151,10 +149,12 @@ def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
         step = checkpoints.step(which)
         stacks = checkpoints.restore_arrays(step)["stacks"]
     layout = peers.layout(config, methods.get(config.method.name))
+
+    def variables(part):
+        return peers.Variables(part["params"], part["stats"], None)
+
     states = [
-        peers.StackState(
-            *(peers.Variables(stack[part]["params"], stack[part]["stats"], None) for part in PARTS)
-        )
+        peers.StackState(members=variables(stack["members"]), trunk=variables(stack["trunk"]))
         for stack in stacks
     ]
     positions = range(len(config.peers))

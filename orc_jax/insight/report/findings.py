@@ -81,20 +81,17 @@ def find(workdir: str | Path, checkpoint: str, data_dir: str) -> Findings:
     The arguments are those of `prepare.restore`.
     """
     setup, state, step = prepare.restore(workdir, checkpoint, data_dir=data_dir)
+    nothing: Any = None
     return Findings(
         workdir=Path(workdir),
         step=step,
-        setup=_without_images(setup),
+        # Without the images on the devices, of which a page about many runs would hold many.
+        setup=setup._replace(test_split=nothing),
         records=[record for record in metrics.read(workdir) if record["step"] <= step],
         promotions=state.promotions.tolist(),
         subject=of_state(setup, state),
         answers=_predict(setup, state.stacks),
     )
-
-
-def _without_images(setup):
-    """Drop the test images from a setup, or a page about many runs would hold those of each."""
-    return setup._replace(dataset=setup.dataset._replace(test=None), test_split=None)
 
 
 def _predict(setup, stacks) -> Answers:

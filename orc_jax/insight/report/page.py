@@ -1,4 +1,4 @@
-"""Gather the data of templates/page.html: the function of a section's name gives its data."""
+"""Gather the data of templates/page.html: each section's data is from the function of its name."""
 
 import base64
 import io
