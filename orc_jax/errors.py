@@ -24,7 +24,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     def likeness(candidate):
         # Of equally similar names, take the one with the longest common part: resnet21 → resnet20.
         matcher = difflib.SequenceMatcher(None, name.lower(), candidate.lower())
-        return matcher.ratio(), matcher.find_longest_match().size
+        same_case = sum(a == b for a, b in zip(name, candidate, strict=False))
+        return matcher.ratio(), matcher.find_longest_match().size, same_case
 
     nearest = max(known, key=likeness)
     hint = f"did you mean {nearest!r}? " if likeness(nearest)[0] >= 0.6 else ""

@@ -31,6 +31,8 @@ def import_name(kind: str, name: str) -> Any:
     except Exception as error:
         # The user's own module can raise anything.
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]:
+            reason += "; PYTHONPATH can name the folder that it is in"
         raise UserError(f"the {kind} {name!r} cannot be imported ({reason})") from error
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]

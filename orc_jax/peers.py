@@ -278,13 +278,16 @@ def plain_variables(stacks, states, peer: int) -> dict:
     }
 
 
-def abstract_variables(stack: Stack, image_shape: tuple[int, int, int]):
-    """Return the shapes of a plain network's {"params", "batch_stats"}; nothing is computed."""
+def abstract_logits(stack: Stack, image_shape: tuple[int, int, int]):
+    """Return the shapes of a plain network's logits for an image, and of its variables.
+
+    The variables are {"params", "batch_stats"}. Nothing is computed.
+    """
     images = jnp.zeros((1, *image_shape))
-    return jax.eval_shape(
-        lambda key: NO_VARIABLES | dict(stack.module.init(key, images, train=False)),
-        jax.random.key(0),
+    logits, variables = jax.eval_shape(
+        lambda key: stack.module.init_with_output(key, images, train=False), jax.random.key(0)
     )
+    return logits, NO_VARIABLES | dict(variables)
 
 
 def select(tree, slots):

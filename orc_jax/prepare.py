@@ -118,7 +118,7 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
     if data is None:
         dataset = datasets.load(config, _host(config), streamed)
     else:
-        dataset = datasets.from_arrays(data[:2], data[2:])
+        dataset = datasets.from_arrays(data)
     dataset = dataset._replace(
         train=datasets.subsample(dataset.train, config.data.train_images, config.seed)
     )
@@ -178,7 +178,7 @@ def _prepare_test(workdir, config, data) -> Setup:
         size, host = notes.images.image_shape[0], _host(config)
         dataset = datasets.load_test(config, notes.class_names, size, notes.streamed, host)
     else:
-        test = datasets.from_arrays(data[:2], data[2:]).test
+        test = datasets.from_arrays(data).test
         dataset = datasets.Dataset(None, test, notes.class_names)
     if not has_data(workdir, dataset):
         raise UserError(f"{workdir} was trained on other images or labels than these")
@@ -212,7 +212,13 @@ def _build(
     group = peers.build(config, method, dataset.num_classes, steps_per_epoch, mesh)
     num_params = [0] * group.size
     for stack in group.stacks:
-        params = peers.abstract_variables(stack, dataset.image_shape)["params"]
+        logits, variables = peers.abstract_logits(stack, dataset.image_shape)
+        if logits.shape != (1, dataset.num_classes):
+            raise UserError(
+                f"the network {stack.name!r} gives logits of shape {logits.shape} for an image, "
+                f"expected {(1, dataset.num_classes)}, one for each class"
+            )
+        params = variables["params"]
         for peer in stack.peers:
             num_params[peer] = sum(leaf.size for leaf in jax.tree.leaves(params))
 

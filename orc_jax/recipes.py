@@ -56,7 +56,9 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
         recipe = recipes["ind"]._replace(method=f"{name}:{attribute}")
         networks = networks_of_own
     else:
-        raise unknown(f"preset of {file}", name, recipes)
+        # "NAME:…" may be meant as a method of the user's own.
+        own = f"module:METHOD (there is no module {name!r})" if attribute else "module:METHOD"
+        raise unknown(f"preset of {file}", name, [*recipes, own])
     names = networks.split(",") if networks else recipe.networks
     if not all(names):
         raise UserError(f"{file}:{preset} has an empty network name")

@@ -149,6 +149,10 @@ def test_a_work_directory_is_one_processs(tmp_path):
         (["--config.method.num_temporary=many"], "num_temporary=many: invalid literal for int()"),
         (["--config=configs/digits.py:kd"], "digits.py:ind:resnet14 --workdir=runs/teacher && py"),
         (["--config=configs/digit.py"], "no such config file: configs/digit.py"),
+        (
+            ["--config=configs/digit.py", "--config.epochs=1"],
+            "no such config file: configs/digit.py",
+        ),
         (["--lr=3"], "Unknown command line flag 'lr'"),
         (["train"], "unexpected argument 'train'"),
     ],

@@ -350,7 +350,7 @@ def test_unknown_data_set():
 def split_of(seed=0, n=10, size=6, channels=2):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8)
-    train = data.from_arrays(*[(images, np.arange(n) % 3)] * 2).train
+    train = data.from_arrays((images, np.arange(n) % 3) * 2).train
     return images, jax.device_put(batches.OnDevice(*train, *batches.scale(images)))
 
 
@@ -442,6 +442,6 @@ def test_evaluation_counts_every_image_once():
 )
 def test_arrays_of_another_form(images, labels, message):
     good = (np.zeros((2, 4, 4), np.uint8), np.array([0, 1]))
-    data.from_arrays(good, good)
+    data.from_arrays((*good, *good))
     with pytest.raises(UserError, match=message):
-        data.from_arrays((images, labels), good)
+        data.from_arrays((images, labels, *good))

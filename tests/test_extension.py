@@ -37,6 +37,18 @@ class Layer(nn.Module):
         return nn.Dense(6)(x.mean(axis=(1, 2), keepdims=True))
 
 
+def seven(num_classes, norm):
+    return plain(7, norm)
+
+
+def alone(num_classes):
+    return plain(num_classes, None)
+
+
+def headless(num_classes, norm):
+    return Network(Layer(), [Layer()], Layer())
+
+
 def plain(num_classes, norm):
     return Network(Layer(), [Layer(), Layer()], Head(num_classes))
 """
@@ -155,12 +167,18 @@ def test_registered_names(monkeypatch):
     [
         ({"method": "nowhere:METHOD"}, "the method 'nowhere:METHOD' cannot be imported .*nowhere"),
         ({"method": "broken:METHOD"}, "cannot be imported .*No module named 'no_such_module'"),
-        ({"method": "best:METHODS"}, "unknown name in best 'METHODS': did you mean 'M"),
+        ({"method": "best:METHODS"}, "unknown name in best 'METHODS': did you mean 'METHOD'"),
         ({"method": "best:loss"}, "the method 'best:loss' is of type function, expected"),
         ({"model": "nets:NUMBER"}, "the network 'nets:NUMBER' is of type int, expected a function"),
         ({"model": "nets:pixels_"}, "unknown name in nets 'pixels_': did you mean 'pixels'"),
+        ({"model": "nets:seven"}, r"'nets:seven' gives logits of shape \(1, 7\) .* \(1, 5\), one"),
+        ({"model": "nets:alone"}, r"'nets:alone' cannot be built by \(num_classes, norm\)"),
+        ({"model": "nets:headless"}, r"the head Layer must return \(logits, features\)"),
         ({"data": "mydata:nothing"}, "unknown name in mydata 'nothing'"),
-        ({"data": "mydata:wrong"}, "mydata:wrong.* expected .*train images"),
+        (
+            {"data": "mydata:wrong"},
+            "what mydata:wrong returns is not four arrays .train images.* but 2 of them",
+        ),
     ],
 )
 def test_what_cannot_be_imported_gets_one_line(outside, tmp_path, change, message):

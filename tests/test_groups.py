@@ -109,7 +109,7 @@ def test_branches_share_one_trunk_that_every_branch_trains():
     assert branches.trunk.params.keys() == {"stem", "stages_0"}
     assert branches.members.params.keys() == {"stages_1", "head"}
     plain = peers.plain_variables(setup.group.stacks, state.stacks, 2)["params"]
-    template = peers.abstract_variables(stack, setup.dataset.image_shape)["params"]
+    template = peers.abstract_logits(stack, setup.dataset.image_shape)[1]["params"]
     assert jax.tree.map(np.shape, plain) == jax.tree.map(lambda x: x.shape, template)
 
 

@@ -301,7 +301,9 @@ def test_spellings_that_people_type(typed, name):
 
 
 def test_a_spelling_of_two_networks():
-    with pytest.raises(UserError, match="'ResNet-18' may be ResNet18 or resnet18: write which"):
+    with pytest.raises(
+        UserError, match="'ResNet-18' may be ResNet18 or resnet18: write one of these"
+    ):
         models.canonical("ResNet-18")
 
 

@@ -129,6 +129,11 @@ def _parse(arguments, argv):
     except (UserError, flags.Error) as error:
         missing_flag = re.match(r"flag --(\w+)=None: ", str(error))
         fail(f"--{missing_flag[1]}=… is required" if missing_flag else error)
+    except OSError:
+        # An override asks for a config whose file is not there.
+        given = [argument for argument in argv if re.match("--?config=", argument)]
+        file = given[-1].partition("=")[2].partition(":")[0] if given else "--config"
+        fail(f"no such config file: {file}")
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         # ml_collections raises these for overrides, often without the name of the key.
         try:

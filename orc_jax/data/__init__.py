@@ -4,7 +4,7 @@ from orc_jax.data import cifar, decode, digits, folder, tfds
 from orc_jax.data.folder import Listing
 from orc_jax.data.host import ALONE, Host
 from orc_jax.data.images import Dataset, Images, from_arrays, hold_out, subsample
-from orc_jax.errors import UserError, unknown
+from orc_jax.errors import unknown
 from orc_jax.extension import import_name, is_import_name
 
 __all__ = [
@@ -90,12 +90,7 @@ def is_own(name: str) -> bool:
 def _load_own(config) -> Dataset:
     """Call a user's own function, which maps the config to arrays as `from_arrays` takes them."""
     arrays = import_name("data set", config.data.name)(config)
-    if not isinstance(arrays, tuple) or len(arrays) != 4:
-        raise UserError(
-            f"{config.data.name} returns {type(arrays).__name__}, expected a tuple: (train images, "
-            "train labels, test images, test labels)"
-        )
-    return from_arrays(arrays[:2], arrays[2:])
+    return from_arrays(arrays, f"what {config.data.name} returns")
 
 
 def _is_archive(data) -> bool:

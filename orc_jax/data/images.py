@@ -121,18 +121,24 @@ def subsample(train, count: int, seed: int):
     return train.select(drawn)
 
 
-def from_arrays(train, test) -> Dataset:
+def from_arrays(arrays, where: str = "data") -> Dataset:
     """Make a data set of the caller's own arrays.
 
     Args:
-      train: (images, labels) for training. The images are uint8, [N, H, W] or
-        [N, H, W, channels]; the labels are integers from 0, [N].
-      test: (images, labels) for evaluation, of the same form.
+      arrays: (train images, train labels, test images, test labels). The images are uint8,
+        [N, H, W] or [N, H, W, channels]; the labels are integers from 0, [N].
+      where: what the arrays are called in errors.
 
     Raises:
       UserError: the arrays do not have this form.
     """
-    train, test = _images("train", *train), _images("test", *test)
+    if not isinstance(arrays, tuple | list) or len(arrays) != 4:
+        given = f"{len(arrays)} of them" if isinstance(arrays, tuple | list) else type(arrays)
+        raise UserError(
+            f"{where} is not four arrays (train images, train labels, test images, test labels), "
+            f"but {given}"
+        )
+    train, test = _images("train", *arrays[:2]), _images("test", *arrays[2:])
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"train images are {train.images.shape[1:]}, test images {test.images.shape[1:]}"

@@ -1,5 +1,6 @@
 """The registry of networks, by name."""
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -192,7 +193,9 @@ def canonical(name: str) -> str:
     for spelling in (_plain(name), _short(_plain(name))):
         matches = [known for known in NETWORKS if _plain(known) == spelling]
         if len(matches) > 1:
-            raise UserError(f"the network {name!r} may be {' or '.join(matches)}: write which")
+            raise UserError(
+                f"the network {name!r} may be {' or '.join(matches)}: write one of these exactly"
+            )
         if matches:
             return matches[0]
     raise unknown("network", name, [*NETWORKS, "package.module:build"])
@@ -229,7 +232,14 @@ def create(name: str, num_classes: int, batch_axes: Sequence[str] | None = None)
       UserError: no network has this name, or the function does not return a `Network`.
     """
     norm = partial(BatchNorm, axis_name=batch_axes)
-    network = entry(canonical(name)).build(num_classes, norm)
+    build = entry(canonical(name)).build
+    try:
+        inspect.signature(build).bind(num_classes, norm)
+    except TypeError as error:
+        raise UserError(
+            f"the network {name!r} cannot be built by (num_classes, norm): {error}"
+        ) from error
+    network = build(num_classes, norm)
     if not isinstance(network, Network):
         raise UserError(
             f"the network {name!r} is of type {type(network).__name__}, expected "

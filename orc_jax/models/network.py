@@ -172,7 +172,10 @@ class Network(nn.Module):
             activations.append(module(activations[-1], train))
         trunk = activations[-1]
         last = self.stages[-1](scaled_gradient(trunk, self.trunk_gradient), train)
-        logits, features = self.head(last, train)
+        answer = self.head(last, train)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UserError(f"the head {type(self.head).__name__} must return (logits, features)")
+        logits, features = answer
         auxiliary_logits = None
         if auxiliary:
             activations.append(last)

@@ -94,7 +94,7 @@ def pretrained(group: peers.Group, config, image_shape) -> dict:
     """
     loaded: dict[int, Any] = {}
     for stack in group.stacks:
-        template = peers.abstract_variables(stack, image_shape)
+        _, template = peers.abstract_logits(stack, image_shape)
         for peer in stack.peers:
             source = config.peers[peer].init_from
             if not source or peer in loaded:
