@@ -38,11 +38,14 @@ from orc_jax.models.resnet import ResidualBlock, Stem
 
 # XLA's older code generator compiles twice as fast; later versions may no longer have it. Compiling
 # the parts of a program one after the other costs less in all, and there are other tests to run.
-OLDER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+FLAGS = ("--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_use_fusion_emitters=false")
 if "XLA_FLAGS" not in os.environ:
-    trial = [sys.executable, "-c", "import jax; jax.devices()"]
-    known = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": OLDER}, capture_output=True)
-    os.environ["XLA_FLAGS"] = "" if known.returncode else OLDER
+    os.environ["XLA_FLAGS"] = ""
+    for flag in FLAGS:
+        more = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flag}".strip()}
+        trial = [sys.executable, "-c", "import jax; jax.devices()"]
+        if not subprocess.run(trial, env=os.environ | more, capture_output=True).returncode:
+            os.environ.update(more)
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(os.environ.get("ORC_GOLDEN_DIR", Path(__file__).parent / "golden"))
