@@ -289,7 +289,7 @@ def test_what_streaming_cannot_do(root):
     config = config_of(root)
     config.method = configs.default_config("kdcl").method
     config.method.target = "general"
-    with pytest.raises(UserError, match="kdcl general keeps images aside"):
+    with pytest.raises(UserError, match="kdcl keeps images aside"):
         prepare(config)
     with pytest.raises(UserError, match=r"eval_resize is 4, allowed: data.size, 8, or more"):
         prepare(config_of(root, eval_resize=4))
