@@ -14,8 +14,10 @@ from test_step import build, run
 import orc_jax
 from orc_jax import losses, methods, models, recipes
 from orc_jax.errors import UserError
+from orc_jax.insight.report import findings
 from orc_jax.methods.method import Batch, Method, Roles
 from orc_jax.models.network import Network, Outputs
+from orc_jax.trained import networks
 
 NETS = """
 import flax.linen as nn
@@ -93,8 +95,15 @@ def test_the_readmes_own_method_as_it_stands(outside, tmp_path):
     env = QUICK | {"PYTHONPATH": f"{outside}:tests"}
     shown = run_command("-m", "orc_jax", "evaluate", f"--workdir={tmp_path / 'run'}", env=env)
     assert f"{result.metrics['test']['top1'][0]:.2f}" in shown.stdout
-    for name in ("best", "nets", "mydata"):
-        sys.modules.pop(name, None)
+    for command in (
+        lambda: orc_jax.train(config, tmp_path / "run"),  # resumes
+        lambda: findings.find(tmp_path / "run", "last", ""),  # of a report
+        lambda: networks.from_run(tmp_path / "run"),  # of an export
+    ):
+        for name in ("best", "nets", "mydata"):
+            sys.modules.pop(name, None)
+        command()
+        assert "best" in sys.modules
     model = orc_jax.load(tmp_path / "run")
     images = tiny_data()[2]
     assert model.predict(images).shape == (len(images), 5)
