@@ -28,6 +28,7 @@ from configs import cifar100, digits
 from orc_jax import data as datasets
 from orc_jax import peers
 from orc_jax.data import batches
+from orc_jax.data.mixing import draw_lambda
 from orc_jax.errors import UserError
 from orc_jax.methods.orc import draw_feedback
 from orc_jax.prepare import prepare
@@ -46,10 +47,14 @@ ROWS = {
 flags.DEFINE_list(
     "rows", None, f"Some of {', '.join(ROWS)}; default: all that this machine can run."
 )
+flags.DEFINE_list("precisions", "bfloat16", "On a GPU: some of float32, tf32, bfloat16.")
+flags.DEFINE_bool("compiled", True, "Also measure torch.compile, which compiles for minutes.")
 flags.DEFINE_integer("steps", 5, "Steps per round; one more step before them is not timed.")
 FLAGS.set_default("rounds", 10)
 FLAGS.set_default("batch", None)  # that of the recipe
-TOLERANCE = 1e-4  # largest relative difference of a loss
+# Largest relative difference of a loss.
+TOLERANCE = 1e-4
+TF32_TOLERANCE = 1e-2
 SETTLE = 0.2  # seconds until the threads of the other program sleep
 
 
@@ -59,14 +64,15 @@ class Ours:
     Args:
       config: the whole config.
       data: (train images, train labels, test images, test labels).
+      options: of XLA's compiler.
     """
 
-    def __init__(self, config, data):
+    def __init__(self, config, data, options: dict | None = None):
         self.setup = prepare(config, data)
         self.state = init_state(*self.setup.state_args(), {})
         train_step, *_ = compile_steps(self.setup.config, self.setup.group, self.setup.method)
         self.following = training_batches(self.setup, 0)
-        self.program = train_step.lower(self.state, *next(self.following)).compile()
+        self.program = train_step.lower(self.state, *next(self.following)).compile(options)
         self.peak = peak_bytes(self.program)
 
     def lead_in(self):
@@ -133,7 +139,7 @@ def weights(setup, state) -> list[dict[str, np.ndarray]]:
     return [tensors[peer] for peer in range(setup.group.size)]
 
 
-def same_losses(side: Ours, group) -> None:
+def same_losses(side: Ours, group, tolerance: float = TOLERANCE) -> None:
     """Check that a PyTorch group has our losses, from the same weights on the same batch.
 
     The random draws of that step are repeated here, as in `orc_jax.step` and
@@ -142,9 +148,10 @@ def same_losses(side: Ours, group) -> None:
     Args:
       side: our program in float32.
       group: a `torch_group.Group` of the same config except for its precision; it takes a step.
+      tolerance: largest relative difference.
 
     Raises:
-      ValueError: the losses of a network differ by more than `TOLERANCE`.
+      ValueError: the losses of a network differ by more.
     """
     setup, config = side.setup, side.setup.config
     # The step is of the last epoch, where the learning rate is small: ORC's students learn from
@@ -170,7 +177,7 @@ def same_losses(side: Ours, group) -> None:
         )
         students = jnp.arange(setup.group.size) != pivot
         feedback, _ = draw_feedback(feedback_key, *rows, students)
-        lam = float(jax.random.beta(mixup_key, alpha, alpha))
+        lam = float(draw_lambda(mixup_key, alpha))
         return torch.tensor(np.asarray(feedback), device=group.device), lam
 
     group.load(weights(setup, state))
@@ -178,7 +185,7 @@ def same_losses(side: Ours, group) -> None:
         theirs = group.step(torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(labels), draw)
     theirs = theirs.cpu().numpy()
     ours = np.asarray(side.program(state, split, order).sums["loss"])
-    if not np.allclose(ours, theirs, rtol=TOLERANCE, atol=0):
+    if not np.allclose(ours, theirs, rtol=tolerance, atol=0):
         raise ValueError(
             f"from the same weights and batch the networks' losses are {ours.tolist()} in "
             f"orc_jax and {theirs.tolist()} in PyTorch: nothing is timed"
@@ -225,13 +232,14 @@ def fastest(sides: dict):
     return min(seconds, key=lambda name: seconds[name].min())
 
 
-def torch_sides(side: Ours, checked: Ours, device: str) -> tuple[dict, list[str]]:
+def torch_sides(side: Ours, checked: Ours, device: str, precision: str) -> tuple[dict, list[str]]:
     """Return the PyTorch programs by name, in their fastest form, and notes for the table.
 
     Args:
       side: our program.
       checked: our program in float32, with which their losses are compared.
       device: "cpu" or "cuda".
+      precision: see `compare`.
     """
     config, dataset, split = side.setup.config, side.setup.dataset, side.setup.train_split
     images = torch_group.Images(*dataset.train, *map(np.asarray, split[2:]), config.data)
@@ -243,7 +251,7 @@ def torch_sides(side: Ours, checked: Ours, device: str) -> tuple[dict, list[str]
         group = torch_group.Group(
             config, dataset.num_classes, dataset.image_shape[-1], device, layout, compiled
         )
-        same_losses(checked, group)
+        same_losses(checked, group, TF32_TOLERANCE if precision == "tf32" else TOLERANCE)
         return Theirs(group, loader(workers), peak_of(group, batch, before))
 
     layouts = {
@@ -257,15 +265,23 @@ def torch_sides(side: Ours, checked: Ours, device: str) -> tuple[dict, list[str]
     notes = [f"{FLAGS.steps} steps a round; PyTorch: {layout}, {workers} workers of the DataLoader"]
     sides = {"PyTorch eager": by_workers[workers]}
     try:
-        sides["torch.compile"] = build(layout, True, workers)
+        if FLAGS.compiled:
+            sides["torch.compile"] = build(layout, True, workers)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         notes.append(f"torch.compile is unavailable: {type(error).__name__}: {reason}")
     return sides, notes
 
 
-def compare(name: str, device: str) -> None:
-    """Train the group of a row by all programs and print the table."""
+def compare(name: str, device: str, precision: str) -> None:
+    """Train the group of a row by all programs and print the table.
+
+    Args:
+      name: of the row.
+      device: "cpu" or "cuda".
+      precision: "float32", "tf32" (float32 whose products are rounded to 10 bits) or "bfloat16".
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     recipes, preset, _ = ROWS[name]
     config = recipes.get_config(preset)
     config.batch_size = FLAGS.batch or config.batch_size
@@ -277,11 +293,14 @@ def compare(name: str, device: str) -> None:
     else:
         # The check in float32 needs more memory per image, and few images suffice.
         config.batch_size, batch_size = 16, config.batch_size
-        with jax.default_matmul_precision("highest"):
-            checked = Ours(config, data)
-        config.batch_size, config.precision = batch_size, "bfloat16"
-        ours = Ours(config, data)
-    sides, notes = torch_sides(ours, checked, device)
+        with jax.default_matmul_precision("default" if precision == "tf32" else "highest"):
+            # It runs once, so that it need not have the fastest kernels, which take long to find.
+            checked = Ours(config, data, {"xla_gpu_autotune_level": 0})
+        config.batch_size = batch_size
+        config.precision = "bfloat16" if precision == "bfloat16" else "float32"
+        with jax.default_matmul_precision("highest" if precision == "float32" else "default"):
+            ours = Ours(config, data)
+    sides, notes = torch_sides(ours, checked, device, precision)
     del checked
     sides = {"orc_jax": ours} | sides
     seconds = timed(sides, FLAGS.rounds)
@@ -308,7 +327,7 @@ def compare(name: str, device: str) -> None:
         ("program", "images/s", "ms a step", "peak MiB", "ours ÷ this", "quartiles"),
         rows,
         *notes,
-        group=f"{name}: {config.method.name}, {networks}, {what} {shape}, {config.precision}, "
+        group=f"{name}: {config.method.name}, {networks}, {what} {shape}, {precision}, "
         f"batch {config.batch_size}",
     )
 
@@ -325,14 +344,14 @@ def main(_):
         raise app.UsageError(f"--rows has {', '.join(unknown)}, allowed: {', '.join(ROWS)}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = False  # float32 is only used by the check
     # Networks of one class share a cache; when it is full, torch.compile falls back to eager mode.
     torch._dynamo.config.recompile_limit = 64
     for name in FLAGS.rows or ROWS:
         if ROWS[name][2] and device == "cpu":
             print(f"{name}: needs a GPU, here is none")
         else:
-            compare(name, device)
+            for precision in FLAGS.precisions if device == "cuda" else ("float32",):
+                compare(name, device, precision)
 
 
 if __name__ == "__main__":

@@ -156,8 +156,10 @@ def pytest_collection_modifyitems(items):
 # Tracing makes millions of objects that live on: looking for garbage often takes a tenth of it.
 gc.set_threshold(100_000, 20, 20)
 
-# Most programs run for a few steps only, and optimising them would take half of the time.
-jax.config.update("jax_disable_most_optimizations", True)
+# Most programs run for a few steps only, and optimising them would take half of the time. On a GPU
+# the programs of users are what is to be tested.
+UNOPTIMISED = jax.default_backend() == "cpu"
+jax.config.update("jax_disable_most_optimizations", UNOPTIMISED)
 
 
 @contextmanager
@@ -165,7 +167,7 @@ def optimised():
     """Compiles as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", UNOPTIMISED)
 
 
 @pytest.fixture(autouse=True)

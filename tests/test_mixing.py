@@ -87,7 +87,7 @@ def test_cutmix_cuts_one_rectangle(seed):
 def test_the_rectangle_of_cutmix_has_the_area_of_the_partners_share(monkeypatch):
     """Its sides are √(1−λ) of the image's, less what lies beyond the border."""
     for lam in (0.0, 0.36, 0.75):
-        monkeypatch.setattr(jax.random, "beta", lambda *_, lam=lam: jnp.float32(lam))
+        monkeypatch.setattr(mixing, "draw_lambda", lambda *_, lam=lam: jnp.float32(lam))
         masks = [np.array(draw(seed, cutmix=1.0).mask) == 0 for seed in range(60)]
         for axis, n in ((1, SIZE[0]), (0, SIZE[1])):
             longest = max(mask.any(axis=axis).sum() for mask in masks)

@@ -104,6 +104,19 @@ def test_bfloat16_is_for_activations_alone():
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
 
 
+def test_the_step_of_orc_has_no_loop():
+    """A GPU waits for the host wherever a loop asks whether it has ended."""
+
+    def loops(alpha):
+        _, state, train_step, order = build(config := tiny_config(mixup_alpha=alpha))
+        split = prepare(config, tiny_data()).train_split
+        jaxpr = str(jax.make_jaxpr(train_step)(state, split, order))
+        return [name for name in ("while[", "scan[", "random_gamma") if name in jaxpr]
+
+    assert loops(1.0) == []
+    assert loops(0.5) == ["random_gamma"]  # of which the beta distribution is made
+
+
 def test_bfloat16_is_near_float32():
     losses = {}
     for precision in ("float32", "bfloat16"):

@@ -53,14 +53,23 @@ def draw(key, data, batch_size: int, size: tuple[int, int]) -> Mixture | None:
     return Mixture(partner, mask)
 
 
+def draw_lambda(key, alpha: float):
+    """Draw λ ~ Beta(α, α), [].
+
+    For α = 1 this is the uniform distribution. It is drawn as such because the sampler of the beta
+    distribution is a loop, for which a GPU waits for the host in every step.
+    """
+    return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)
+
+
 def _blend(key, alpha, size):
     """Draw the mask of mixup."""
-    return jnp.full(size, jax.random.beta(key, alpha, alpha))
+    return jnp.full(size, draw_lambda(key, alpha))
 
 
 def _box(lam_key, box_key, alpha, size):
     """Draw the mask of CutMix: 0 inside of a box around a random pixel, 1 outside."""
-    side = jnp.sqrt(1 - jax.random.beta(lam_key, alpha, alpha))
+    side = jnp.sqrt(1 - draw_lambda(lam_key, alpha))
     outside = []
     for n, key in zip(size, jax.random.split(box_key), strict=True):
         centre, half = jax.random.randint(key, (), 0, n), (side * n).astype(int) // 2

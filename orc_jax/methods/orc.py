@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from orc_jax import losses
+from orc_jax.data.mixing import draw_lambda
 from orc_jax.errors import UserError
 from orc_jax.methods.method import (
     Batch,
@@ -111,7 +112,7 @@ def intensive_teaching(config, batch: Batch, teachers, feedback: Int[Array, " B"
       A `TeacherUpdate`.
     """
     lam = {
-        "mixup": jax.random.beta(key, config.mixup_alpha, config.mixup_alpha),
+        "mixup": draw_lambda(key, config.mixup_alpha),
         "feedback_only": 0.0,
         "train_only": 1.0,
     }[config.feedback]
