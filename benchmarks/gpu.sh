@@ -24,7 +24,7 @@ assert jax.default_backend() == 'gpu'"
 }
 
 golden() { # in full float32: TF32 has a rounding of 1e-3
-  JAX_DEFAULT_MATMUL_PRECISION=highest python3 -m pytest -q -n 12 -k golden tests/test_losses.py \
+  JAX_DEFAULT_MATMUL_PRECISION=highest JAX_DISABLE_MOST_OPTIMIZATIONS=0 python3 -m pytest -q -n 12 -k golden tests/test_losses.py \
     tests/test_methods.py tests/test_orc.py tests/test_models.py tests/test_norm.py
 }
 

@@ -156,9 +156,8 @@ def pytest_collection_modifyitems(items):
 # Tracing makes millions of objects that live on: looking for garbage often takes a tenth of it.
 gc.set_threshold(100_000, 20, 20)
 
-# Most programs run for a few steps only, and optimising them would take half of the time. On a GPU
-# the programs of users are what is to be tested.
-UNOPTIMISED = jax.default_backend() == "cpu"
+# Most programs run for a few steps only, and optimising them would take half of the time.
+UNOPTIMISED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "0"
 jax.config.update("jax_disable_most_optimizations", UNOPTIMISED)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -48,6 +48,12 @@ def variables_of(network, size=32, channels=3):
     return jax.eval_shape(
         lambda: network.init(jax.random.key(0), np.zeros((1, size, size, channels)), train=False)
     )
+
+
+@cache
+def of_seven_classes(name):
+    """Shapes of a network's variables, made once."""
+    return variables_of(models.create(name, 7))
 
 
 def count(variables):
@@ -159,7 +165,7 @@ def test_every_kind_takes_small_and_large_images_and_has_parts(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_weights_go_to_pytorch_and_back(name):
     """Every variable has a PyTorch name of its own; those for training only are passed over."""
-    variables = variables_of(models.create(name, 7))
+    variables = of_seven_classes(name)
     names = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         key = torch_weights.torch_name(name, tuple(part.key for part in path[1:]))

@@ -9,7 +9,7 @@ from configs import digits
 from orc_jax.data import batches
 
 
-@pytest.mark.parametrize("preset", ["orc:resnet14,resnet8,resnet8", "dcm:wrn_16_1,wrn_16_1"])
+@pytest.mark.parametrize("preset", ["orc:resnet8,resnet8,resnet8", "dcm:wrn_16_1,wrn_16_1"])
 def test_equal_losses_from_equal_weights_and_not_from_others(preset, monkeypatch):
     config = digits.get_config(preset)
     config.batch_size = 16
