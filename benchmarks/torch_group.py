@@ -196,12 +196,18 @@ class Group:
         with torch.no_grad():
             teacher = self._forward(pivot, images)
 
-        temporary = [logits[i].detach() for i in promoted]
-        for i in students:
-            teachers = [teacher] if i in promoted else [teacher, *temporary]
-            beta, temperature = self.method.beta, self.method.temperature
-            loss = self.orc_loss(logits[i], labels, teachers, beta, temperature)
+        beta, temperature = self.method.beta, self.method.temperature
+        temporary = []
+        for i in promoted:  # taught before they teach
+            loss = self.orc_loss(logits[i], labels, [teacher], beta, temperature)
             losses[i] = self._learn(i, loss)
+            with torch.no_grad():
+                temporary.append(self._forward(i, images))
+        for i in students:
+            if i not in promoted:
+                teachers = [teacher, *temporary]
+                loss = self.orc_loss(logits[i], labels, teachers, beta, temperature)
+                losses[i] = self._learn(i, loss)
         return [losses[i] for i in range(len(self.networks))]
 
     def _dcm(self, images, labels, draw):

@@ -82,10 +82,12 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
 
         # 3. The method.
         def update_teachers(stacks, logits, update):
-            lam, partner = update.mix
-            mixed = lam * images + (1 - lam) * images_at(passes.share(partner, "data"))
+            studied = images
+            if update.mix is not None:
+                lam, partner = update.mix
+                studied = lam * images + (1 - lam) * images_at(passes.share(partner, "data"))
             return teachers.update_teachers(
-                group, images, mixed, state.step, stacks, logits, update
+                group, images, studied, state.step, stacks, logits, update
             )
 
         batch = Batch(

@@ -1,4 +1,4 @@
-"""Teachers that learn before they teach: an optimizer step on mixed images, inside the step."""
+"""Teachers that learn before they teach: an optimizer step of their own, inside the step."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from orc_jax.passes import Pass
 from orc_jax.peers import Group, Stack, select
 
 
-def update_teachers(group: Group, images, mixed, step, stacks, logits, update):
-    """Give some peers their optimizer step on mixed images before they teach.
+def update_teachers(group: Group, images, studied, step, stacks, logits, update):
+    """Give some peers their optimizer step before they teach.
 
     Which peers these are is known only at run time, so each stack runs as many networks as could
     learn at once, with the learners' weights gathered into them. (A `lax.cond` per peer would run
@@ -19,7 +19,7 @@ def update_teachers(group: Group, images, mixed, step, stacks, logits, update):
 
     Args:
       group: the networks.
-      images, mixed: the batch, and the mixture to learn from, as in `images_of`.
+      images, studied: the batch, and the images to learn from, as in `images_of`.
       step: int32 scalar.
       stacks: a `StackState` for each stack.
       logits: whole.
@@ -30,21 +30,23 @@ def update_teachers(group: Group, images, mixed, step, stacks, logits, update):
       batch itself, and their losses [P] (0 for the others).
     """
 
-    def total(logits):
-        losses = update.loss(logits)
+    def total(learned):
+        losses = update.loss(learned, before)
         return losses.sum(), losses
 
-    new_stacks, losses_of = [], jnp.zeros(group.size)
+    before, new_stacks, losses_of = logits, [], jnp.zeros(group.size)
     for stack, state in zip(group.stacks, stacks, strict=True):
         rows = np.array(stack.peers)
         if not update.among[rows].any():
             new_stacks.append(state)
             continue
         active = passes.members(stack, update.learners)
-        slots = jnp.argsort(~active)[: update.at_most]
+        slots = jnp.arange(len(active))
+        if update.at_most < len(active):
+            slots = jnp.argsort(~active)[: update.at_most]
         learners = state.replace(members=select(state.members, slots))
 
-        learned = passes.forward(stack, learners, passes.images_of(stack, mixed))
+        learned = passes.forward(stack, learners, passes.images_of(stack, studied))
         d_logits, losses = jax.grad(total, has_aux=True)(
             passes.over_batch(stack, learned.outputs.logits)
         )

@@ -42,6 +42,7 @@ def logits_of(seed, peers=4, batch=6, classes=5):
 def test_golden(inputs, match, case):
     config = settings_of(
         pivot=0,
+        temporary_teaches="before_private",
         num_temporary=int(match[1]),
         beta=float(match[2]),
         temperature=float(match[3]),
@@ -77,7 +78,9 @@ def test_roles_with_pivot():
     promoted = orc.promote(config, jnp.array([0.5, 0.1, 0.3, 0.9]), jax.random.key(0))
     roles = orc.assign(config, promoted)
     assert promoted.tolist() == [False, False, True, False]
-    assert roles.learns.tolist() == [True, False, True, True]
+    assert roles.learns.tolist() == [True, False, False, True]  # TT takes its step from PT first
+    config.temporary_teaches = "before_private"
+    assert orc.assign(config, promoted).learns.tolist() == [True, False, True, True]
     assert roles.learns_from.astype(int).tolist() == [
         [0, 1, 1, 0],
         [0, 0, 0, 0],
@@ -116,6 +119,8 @@ def test_promotion_ablations(pivot):
 
 
 def losses_of(config, logits, labels, promoted):
+    """The losses where private and group teaching are one step."""
+    config.temporary_teaches = "before_private"
     roles = orc.assign(config, jnp.array(promoted))
     return peer_losses(config, jnp.array(logits), labels, roles)
 
@@ -204,6 +209,27 @@ def test_feedback_shares_and_samples_are_drawn_as_asked():
     np.testing.assert_allclose(frequency, expected, atol=0.01)
 
 
+def test_private_teaching_comes_before_group_teaching():
+    """The TT learns from the PT as it is by then; nothing of it is left in the loss."""
+    config = settings_of(beta=0.3, temperature=2.0)
+    logits, labels = jnp.array(logits_of(3)), jnp.array([0, 1, 2, 3, 4, 0])
+    roles = orc.phase(config, batch_of(logits, labels), jax.random.key(1))
+    intensive, private = roles.updates
+    assert (intensive.name, private.name) == ("intensive", "private") and private.mix is None
+    np.testing.assert_array_equal(private.learners, roles.promoted)
+    assert private.among.tolist() == [False, True, True, True] and private.at_most == 1
+    taught = logits.at[0].add(1.5 * logits_of(4)[0])
+    cross_entropy = losses.cross_entropy(logits[1:], labels).mean(axis=1)
+    expected = 0.7 * cross_entropy + 0.3 * losses.kd(logits[1:], taught[0], 2.0)
+    np.testing.assert_allclose(private.loss(logits[1:], taught), expected, rtol=1e-5)
+    terms = orc.loss(config, batch_of(logits, labels, roles=roles))
+    assert terms.keys() == {"group_ce", "group_kd", "plain_ce"}
+    assert not any(np.any(term[roles.promoted]) for term in terms.values())
+    for change in ({"private": False}, {"group": False}, {"num_temporary": 0}):
+        one = orc.phase(settings_of(**change), batch_of(logits, labels), jax.random.key(1))
+        assert [update.name for update in one.updates] == ["intensive"]
+
+
 @pytest.mark.parametrize("pivot", [0, None])
 @pytest.mark.parametrize("feedback", ["mixup", "feedback_only", "train_only"])
 def test_phase_mixes_the_batch_with_the_errors(pivot, feedback):
@@ -211,7 +237,7 @@ def test_phase_mixes_the_batch_with_the_errors(pivot, feedback):
     config = settings_of(pivot=pivot, feedback=feedback)
     logits, labels = jnp.array(logits_of(3)), jnp.array([0, 1, 2, 3, 4, 0])
     roles = orc.phase(config, batch_of(logits, labels), jax.random.key(1))
-    lam, sample = roles.update.mix
+    lam, sample = roles.updates[0].mix
     students = [1, 2, 3] if pivot == 0 else np.flatnonzero(~roles.promoted)
     wrong = np.array(logits.argmax(axis=-1) != labels)[students]
     assert np.all(wrong.any(axis=0)[np.array(sample)])
@@ -221,10 +247,10 @@ def test_phase_mixes_the_batch_with_the_errors(pivot, feedback):
         assert lam == {"feedback_only": 0, "train_only": 1}[feedback]
     ce = losses.cross_entropy
     expected = lam * ce(logits, labels).mean(1) + (1 - lam) * ce(logits, labels[sample]).mean(1)
-    np.testing.assert_allclose(roles.update.loss(logits), expected, rtol=1e-5)
+    np.testing.assert_allclose(roles.updates[0].loss(logits, logits), expected, rtol=1e-5)
     teachers = np.array([True, False, False, False]) if pivot == 0 else roles.promoted
-    np.testing.assert_array_equal(roles.update.learners, teachers)
-    assert roles.update.at_most == 1
+    np.testing.assert_array_equal(roles.updates[0].learners, teachers)
+    assert roles.updates[0].at_most == 1
     np.testing.assert_allclose(roles.metrics["asked"].sum(), 1, rtol=1e-6)
 
 
@@ -234,7 +260,7 @@ def test_a_group_that_errs_nowhere_works():
     for pivot in (0, None):
         config = settings_of(pivot=pivot)
         roles = orc.phase(config, batch_of(logits, labels), jax.random.key(0))
-        assert sorted(np.array(roles.update.mix[1])) == list(range(6))
+        assert sorted(np.array(roles.updates[0].mix[1])) == list(range(6))
         assert np.all(np.isfinite(peer_losses(config, logits, labels, roles)))
         assert np.all(roles.metrics["asked"] == 0)
 

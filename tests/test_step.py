@@ -78,12 +78,15 @@ def test_each_network_runs_once_per_batch_and_weights():
     1×1 projection, which is a matrix product.
 
     Students: one pass each. Pivot: one on the mixed images, and one forward pass with its
-    new weights. Without a pivot, one of three equal peers teaches at a time; of two
-    networks, each runs as if it had the teacher.
+    new weights. The temporary teacher: what the pivot has, besides its pass as a student. Without
+    a pivot, one of three equal peers teaches at a time; of two networks, each runs as if it had the
+    teacher.
     """
     forward, backward = 3, 5
     taught = forward + backward + forward
-    assert convolutions(("tiny",) * 3, pivot=0) == 2 * (forward + backward) + taught
+    before = {"pivot": 0, "temporary_teaches": "before_private"}
+    assert convolutions(("tiny",) * 3, pivot=0) == 2 * (forward + backward) + 2 * taught
+    assert convolutions(("tiny",) * 3, **before) == 2 * (forward + backward) + taught
     assert convolutions(("tiny",) * 3, pivot=None) == 3 * (forward + backward) + taught
     two = ("tiny", "tiny_wide")
     assert convolutions(two, pivot=None) == 2 * (forward + backward) + 2 * taught

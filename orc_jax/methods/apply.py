@@ -57,11 +57,11 @@ def apply_method(
     if method.phase:
         roles = method.phase(config, lax.stop_gradient(batch), key)
         _check_roles(method, roles, size)
-    taught = jnp.zeros(size)
-    if roles.update:
+    taught = {}
+    for update in roles.updates:
         if method.needs.own_augmentation or method.needs.shared_trunk(config):
             raise ValueError("a teacher's update needs whole networks that all see the same images")
-        stacks, logits, taught = update_teachers(stacks, batch.logits, roles.update)
+        stacks, logits, taught[update.name] = update_teachers(stacks, batch.logits, update)
         batch = batch._replace(outputs=replace(batch.outputs, logits=logits))
     batch = batch._replace(roles=roles)
     own_network = method.own_network and method.own_network(config, size)
@@ -78,10 +78,9 @@ def apply_method(
     (d_outputs, d_own), terms = gradient(batch.outputs, own_params)
 
     metrics = dict(roles.metrics)
-    metrics["loss"] = taught + sum(term for term in terms.values() if term.ndim)
+    terms |= taught
+    metrics["loss"] = jnp.zeros(size) + sum(term for term in terms.values() if term.ndim)
     metrics |= {f"term/{name}": term.sum() for name, term in terms.items()}
-    if roles.update:
-        metrics["term/intensive"] = taught.sum()
     if roles.promoted is not None:
         metrics["promoted"] = roles.promoted
     metrics["learned"] = roles.learns

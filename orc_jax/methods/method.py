@@ -20,27 +20,31 @@ from orc_jax.peers import Kind
 
 
 class TeacherUpdate(NamedTuple):
-    """An optimizer step that some peers take on mixed images before they teach.
+    """An optimizer step that some peers take before they teach.
 
-    ORC's intensive teaching is one. It is for whole networks (no shared trunk) that all see the
-    same augmentation; elsewhere it raises `ValueError`.
+    ORC's intensive and private teaching are such steps. They are for whole networks (no shared
+    trunk) that all see the same augmentation; elsewhere they raise `ValueError`.
 
-    Afterwards `Batch.outputs` has the logits of their new weights. Their other outputs stay what
-    they were before, zeros for a peer that had no pass.
+    Afterwards `Batch.outputs` has the logits of their new weights on the batch, in train mode.
+    Their other outputs stay what they were before, zeros for a peer that had no pass.
 
     Attributes:
+      name: of the loss in the metrics.
       learners: who takes the step.
       among: who ever can; known before compilation.
       at_most: how many can at once; known before compilation.
-      mix: (λ, partner [B]): image b becomes λ x_b + (1−λ) x_partner[b].
-      loss: logits [n, B, C] on the mixed images → losses [n].
+      loss: (logits [n, B, C] of n learners, logits [P, B, C] of the group on the batch) → losses
+        [n]. Gradient flows through the first alone.
+      mix: (λ, partner [B]) to learn from mixed images, where image b becomes
+        λ x_b + (1−λ) x_partner[b]; None to learn from the batch itself.
     """
 
+    name: str
     learners: Bool[Array, " P"]
     among: np.ndarray
     at_most: int
-    mix: tuple[Any, Int[Array, " B"]]
     loss: Callable
+    mix: tuple[Any, Int[Array, " B"]] | None = None
 
 
 class Roles(NamedTuple):
@@ -52,14 +56,15 @@ class Roles(NamedTuple):
       learns_from: [P, P] bool or numbers, how much peer i (row) learns from peer j (column); None
         where the loss does not ask.
       metrics: name → number or [P], logged as means over an epoch.
-      update: for teachers that learn before they teach.
+      updates: for teachers that learn before they teach, one after the other: a later one sees what
+        an earlier one has changed.
     """
 
     learns: Bool[Array, " P"]
     promoted: Any = None
     learns_from: Any = None
     metrics: dict[str, Any] = {}  # noqa: RUF012 - never written to
-    update: TeacherUpdate | None = None
+    updates: tuple[TeacherUpdate, ...] = ()
 
 
 class Batch(NamedTuple):

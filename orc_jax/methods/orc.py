@@ -7,13 +7,18 @@ Every iteration, on a batch x_t with labels y_t:
 3. Intensive teaching: the pivot teacher PT learns from batch
    and feedback samples, mixed up, and takes its step.             `intensive_teaching`
 4. Role change: the k best students become temporary teachers TT.  `promote`
-5. Private teaching: PT teaches every TT.                          `assign`, `loss`
-6. Group teaching: PT and every TT teach the other students.       `assign`, `loss`
+5. Private teaching: PT teaches every TT, which takes its step.    `private_teaching`
+6. Group teaching: PT and every TT, all with their new weights,
+   teach the other students.                                       `assign`, `loss`
 7. Demotion: the next iteration ranks the students anew.           (nothing is kept)
 
 `config.pivot` is the position of PT in the group. Without a pivot (`pivot=None`) the promoted peers
 are the teachers, and they receive the intensive teaching. Switching a teaching off leaves plain
 cross-entropy to the networks that it was for.
+
+As an ablation of ours, `config.temporary_teaches="before_private"` lets every TT teach with the
+logits that it was ranked by: private and group teaching then are one loss and one step, and no
+network needs another pass for them.
 
 Arrays are whole: P peers, the global batch of B images, C classes.
 """
@@ -42,15 +47,17 @@ def phase(config, batch: Batch, key) -> Roles:
     role_key, feedback_key, mixup_key = jax.random.split(key, 3)
     cross_entropy = losses.cross_entropy(batch.logits, batch.truth)
     roles = assign(config, promote(config, cross_entropy.mean(axis=1), role_key))
-    if not config.intensive:
-        return roles
-    pivot = jnp.asarray(is_pivot(config, len(cross_entropy)))
-    teachers = roles.promoted if config.pivot is None else pivot
-    wrong = batch.logits.argmax(axis=-1) != batch.labels
-    feedback, asker = draw_feedback(feedback_key, cross_entropy, wrong, ~teachers)
-    asked = (asker[:, None] == jnp.arange(len(cross_entropy))).mean(axis=0)
-    update = intensive_teaching(config, batch, teachers, feedback, mixup_key)
-    return roles._replace(update=update, metrics={"asked": asked})
+    updates, metrics = [], {}
+    if config.intensive:
+        pivot = jnp.asarray(is_pivot(config, len(cross_entropy)))
+        teachers = roles.promoted if config.pivot is None else pivot
+        wrong = batch.logits.argmax(axis=-1) != batch.labels
+        feedback, asker = draw_feedback(feedback_key, cross_entropy, wrong, ~teachers)
+        metrics["asked"] = (asker[:, None] == jnp.arange(len(cross_entropy))).mean(axis=0)
+        updates.append(intensive_teaching(config, batch, teachers, feedback, mixup_key))
+    if private_comes_first(config):
+        updates.append(private_teaching(config, batch, roles.promoted))
+    return roles._replace(updates=tuple(updates), metrics=metrics)
 
 
 def feedback_share(
@@ -117,17 +124,49 @@ def intensive_teaching(config, batch: Batch, teachers, feedback: Int[Array, " B"
         "train_only": 1.0,
     }[config.feedback]
 
-    def loss(logits):
+    def loss(logits, group):
         on_batch = losses.cross_entropy(logits, batch.truth).mean(axis=-1)
         on_feedback = losses.cross_entropy(logits, batch.truth[feedback]).mean(axis=-1)
         return lam * on_batch + (1 - lam) * on_feedback
 
     pivot = is_pivot(config, len(teachers))
     return TeacherUpdate(
+        "intensive",
         learners=teachers,
         among=np.ones_like(pivot) if config.pivot is None else pivot,
         at_most=config.num_temporary if config.pivot is None else 1,
+        loss=loss,
         mix=(lam, feedback),
+    )
+
+
+def private_comes_first(config) -> bool:
+    """Return whether a TT takes its step from PT before it teaches others."""
+    taught = config.pivot is not None and config.private and config.num_temporary > 0
+    return taught and config.group and config.temporary_teaches == "after_private"
+
+
+def private_teaching(config, batch: Batch, promoted: Bool[Array, " P"]):
+    """Teach every TT before it teaches: L_P = (1−β) CE_TT + β KD_T(TT, PT).
+
+    Args:
+      config, batch: of the method.
+      promoted: who is a TT.
+
+    Returns:
+      A `TeacherUpdate`.
+    """
+
+    def loss(logits, group):
+        cross_entropy = losses.cross_entropy(logits, batch.truth).mean(axis=-1)
+        distillation = losses.kd(logits, group[config.pivot], config.temperature)
+        return (1 - config.beta) * cross_entropy + config.beta * distillation
+
+    return TeacherUpdate(
+        "private",
+        learners=promoted,
+        among=~is_pivot(config, len(promoted)),
+        at_most=config.num_temporary,
         loss=loss,
     )
 
@@ -153,13 +192,15 @@ def assign(config, promoted: Bool[Array, " P"]) -> Roles:
     private = promoted[:, None] & pivot[None, :] & config.private
     group = student[:, None] & (promoted | pivot)[None, :] & config.group
     teachers = promoted if config.pivot is None else pivot
-    # Peers that get intensive teaching take their step there.
+    # Teachers that learn before they teach take their step there.
     learns = ~teachers if config.intensive else jnp.ones_like(pivot)
+    if private_comes_first(config):
+        learns &= ~promoted
     return Roles(learns, promoted, learns_from=private | group)
 
 
 def loss(config, batch: Batch):
-    """Compute the loss of every peer: private or group teaching, or cross-entropy alone.
+    """Compute the loss of every peer that has not had its step: group teaching, or cross-entropy.
 
     L_P = (1−β) CE_TT + β KD_T(TT, PT)
     L_i = (1−β) CE_i  + β ( KD_T(S_i, PT) + Σ_TT KD_T(S_i, TT) )
@@ -177,13 +218,15 @@ def loss(config, batch: Batch):
 
     is_taught = learns_from.any(axis=1)
     private, group = learns & is_taught & promoted, learns & is_taught & ~promoted
-    return {
-        "private_ce": private * (1 - beta) * cross_entropy,
-        "private_kd": private * beta * distillation,
+    terms = {
         "group_ce": group * (1 - beta) * cross_entropy,
         "group_kd": group * beta * distillation,
         "plain_ce": learns * ~is_taught * cross_entropy,
     }
+    if not private_comes_first(config):
+        terms["private_ce"] = private * (1 - beta) * cross_entropy
+        terms["private_kd"] = private * beta * distillation
+    return terms
 
 
 def is_pivot(config, group_size: int) -> np.ndarray:
@@ -196,6 +239,7 @@ def check(config, networks: list[str]) -> None:
     one_of(config, "teaching", ("individual", "ensemble"))
     one_of(config, "promotion", ("rank", "fixed", "random"))
     one_of(config, "feedback", ("mixup", "feedback_only", "train_only"))
+    one_of(config, "temporary_teaches", ("after_private", "before_private"))
     group_size, pivot, k = len(networks), config.pivot, config.num_temporary
     if pivot is not None and (type(pivot) is not int or not 0 <= pivot < group_size):
         raise UserError(f"method.pivot is {pivot!r}, allowed: None or 0 to {group_size - 1}")
@@ -230,6 +274,7 @@ METHOD = Method(
         "teaching": "individual",
         "promotion": "rank",
         "feedback": "mixup",
+        "temporary_teaches": "after_private",
         # Our defaults: the paper's public material names none.
         "temperature": 4.0,  # T
         "beta": 0.5,  # β
