@@ -6,10 +6,10 @@ the time over that of `ind` in the same round.
 
 The column "passes" is the ratio that the passes of the networks alone would give, with a forward
 pass as 1 and a backward pass as 2. The rest of the time goes into losses, ranking, masks and moving
-data. ORC's pivot learns from mixed images and then runs forward once more. Its temporary teacher takes
-its step before the other students: a forward and a backward pass, and a forward pass with the new
-weights; with `temporary_teaches="before_private"` it needs none of these. Without a pivot, the pass
-of the temporary teacher on mixed images comes on top. The teacher of KD only runs forward.
+data. ORC's pivot learns from mixed images and then runs forward once more. The temporary teacher
+takes its step before the other students: a forward and a backward pass, and a forward pass with the
+new weights; with `temporary_teaches="before_private"` it needs none of these. Without a pivot, the
+pass of the temporary teacher on mixed images comes on top. The teacher of KD only runs forward.
 Branches run their trunk once for all, and DCM's heads are nearly two more networks: for these two
 the column is empty, see the README.
 """

@@ -1,7 +1,7 @@
 """CIFAR-10, 32×32.
 
 `configs/cifar10.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is one
-of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
+of ind, kd, takd, dgkd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
 switokd_1t2s, orc (default), orc_peers.
 """
 
@@ -20,11 +20,15 @@ SWITOKD = {
     "data": {"name": "cifar10"},
     "optimizer": {"nesterov": False, "decay_epochs": (100, 150, 200)},
 }
+# A teacher, two assistants and the target student.
+CHAIN = ("resnet26", "resnet20", "resnet14", "resnet8")
 
 RECIPES = {
     **recipes.baselines({"name": "cifar10"}),
-    # The networks of the ORC paper: the pivot teacher, two assistants and the target student.
-    "orc": Recipe("orc", ("resnet26", "resnet20", "resnet14", "resnet8"), ORC),
+    # The networks of the ORC paper; its pivot teacher comes first.
+    "orc": Recipe("orc", CHAIN, ORC),
+    "takd": Recipe("takd", CHAIN, ORC),
+    "dgkd": Recipe("dgkd", CHAIN, ORC),
     "orc_peers": Recipe("orc", ("resnet20",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe("switokd", ("wrn_16_8", "wrn_16_1"), SWITOKD),
     # Our choice, because three networks are published on CIFAR-100 alone.

@@ -1,7 +1,7 @@
 """CIFAR-100, 32×32.
 
 `configs/cifar100.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is
-one of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
+one of ind, kd, takd, dgkd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
 switokd_1t2s, orc (default), orc_peers.
 """
 
@@ -23,11 +23,14 @@ SWITOKD = {
 SWITOKD_3 = SWITOKD | {"epochs": 270}
 THREE = ("wrn_16_10", "wrn_16_2", "switokd_mobilenet")
 ADAM = {"switokd_mobilenet": {"name": "adam", "learning_rate": 0.01, "weight_decay": 1e-4}}
+# A teacher, two assistants and the target student.
+CHAIN = ("resnet56", "resnet44", "resnet32", "resnet20")
 
 RECIPES = {
     **recipes.baselines({"name": "cifar100"}),
-    # The pivot teacher, two assistants and the target student.
-    "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
+    "orc": Recipe("orc", CHAIN, ORC),
+    "takd": Recipe("takd", CHAIN, ORC),
+    "dgkd": Recipe("dgkd", CHAIN, ORC),
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe(
         "switokd",

@@ -1,7 +1,7 @@
 """Handwritten digits, 8×8: every method trains on a laptop CPU in a minute or two, no download.
 
 `configs/digits.py:NAME` selects a recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is one
-of ind, kd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
+of ind, kd, takd, dgkd, dml, kdcl, one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s,
 switokd_1t2s, orc (default: a pivot and three students), orc_peers (four equals).
 """
 
@@ -15,14 +15,18 @@ DIGITS = {
     "eval_batch_size": 360,
     "data": {"name": "digits", "pad": 1, "flip": False},
     "optimizer": {"schedule": "cosine"},
+    "pretrain": {"epochs": 20},
 }
 # ONE, CL-ILR and OKDDip ramp up their teaching over 80 of 300 epochs, which is 10 of 40 here.
 RAMP = {"ramp_epochs": 10}
 FOUR = ("resnet8",) * 4
+CHAIN = ("resnet20", "resnet14", "resnet8")
 
 RECIPES = {
     "ind": Recipe("ind", FOUR, DIGITS),
     "kd": Recipe("kd", ("resnet14", "resnet8"), DIGITS),
+    "takd": Recipe("takd", CHAIN, DIGITS),
+    "dgkd": Recipe("dgkd", CHAIN, DIGITS),
     "dml": Recipe("dml", FOUR, DIGITS),
     "kdcl": Recipe("kdcl", FOUR, DIGITS),
     "one": Recipe("one", FOUR, DIGITS, RAMP),
@@ -33,7 +37,7 @@ RECIPES = {
     "switokd": Recipe("switokd", ("resnet14", "resnet8"), DIGITS),
     "switokd_2t1s": Recipe("switokd", ("resnet14", "resnet14", "resnet8"), DIGITS, {"teachers": 2}),
     "switokd_1t2s": Recipe("switokd", ("resnet14", "resnet8", "resnet8"), DIGITS),
-    "orc": Recipe("orc", FOUR, DIGITS),
+    "orc": Recipe("orc", ("resnet14", *FOUR[1:]), DIGITS),
     "orc_peers": Recipe("orc", FOUR, DIGITS, {"pivot": None}),
 }
 

@@ -1,7 +1,8 @@
 """All methods against each other, for one student network.
 
-Groups have four students. Teachers have the first network of the base, and ORC's pivot takes the
-place of a student. As published, groups of SwitOKD have two or three networks and those of DCM two.
+The base is a chain: a teacher, assistants for TAKD and DGKD, and the student. Groups have four
+students. ORC's pivot, which is a teacher, takes the place of one. As published, groups of SwitOKD
+have two or three networks and those of DCM two.
 """
 
 from experiments.study import Study
@@ -10,10 +11,12 @@ FOUR = "{student},{student},{student},{student}"
 
 STUDY = Study(
     bases=("configs/digits.py", "configs/cifar10.py", "configs/cifar100.py"),
-    preset="kd",
+    preset="takd",
     variants={
         "vanilla": f"ind:{FOUR}",
         "KD": "kd:{teacher},{student}",
+        "TAKD": "takd:{networks}",
+        "DGKD": "dgkd:{networks}",
         "DML": f"dml:{FOUR}",
         "KDCL": f"kdcl:{FOUR}",
         "ONE": f"one:{FOUR}",

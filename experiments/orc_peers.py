@@ -7,6 +7,8 @@ STUDY = Study(
     preset="orc_peers",
     variants={
         "vanilla": "ind:{networks}",
+        "TAKD": "takd:{networks}",
+        "DGKD": "dgkd:{networks}",
         "DML": "dml:{networks}",
         "KDCL": "kdcl:{networks}",
         "ONE": "one:{networks}",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from orc_jax import checks, methods
+from orc_jax import checks, methods, pretraining
 from orc_jax import config as configs
 from orc_jax.errors import UserError, unknown
 from orc_jax.runtime import workdir
@@ -263,10 +263,13 @@ def _run(variant, seed, arguments, base) -> Run:
     config = config_of(arguments)
     method = methods.get(config.method.name)
     teacher = None
-    for i, kind in enumerate(method.positions.kinds(config.method, len(config.peers))):
-        if kind == "frozen" and not config.peers[i].init_from:
+    for i, taught_by in pretraining.wanted(configs.resolved(config)).items():
+        if not taught_by:  # one that is trained plainly is shared by all variants
             network = config.peers[i].model
-            teacher_arguments = arguments_of(f"ind:{network}", base)
+            own = [f"--config.epochs={config.pretrain.epochs or config.epochs}"]
+            for key, value in config.pretrain.optimizer.items():
+                own += [f"--config.peers[0].optimizer.{key}={value}"] if value is not None else []
+            teacher_arguments = (*arguments_of(f"ind:{network}", base), *own)
             teacher = _checked(TEACHER + network, seed, teacher_arguments, base, None)
             saved = teacher.workdir / "networks" / "0"
             arguments = (*arguments, f"--config.peers[{i}].init_from={saved}")

@@ -39,9 +39,12 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     config = configs.resolved(config)
     for i, peer in enumerate(config.peers):
         _check_optimizer(optimizers.settings(config, peer), f"peers[{i}].optimizer")
+    given = {key: value for key, value in config.pretrain.optimizer.items() if value is not None}
+    _check_optimizer(ConfigDict(config.optimizer.to_dict() | given), "pretrain.optimizer")
+    at_least(config.pretrain.epochs, 0, "pretrain.epochs")
     methods.check(config.method, [peer.model for peer in config.peers])
     own_data = own_data or datasets.is_own(config.data.name)
-    _check_peers(config, method, own_data)
+    _check_peers(config, method)
 
     one_of(config.precision, ("float32", "bfloat16"), "precision")
     if not own_data and not config.data.name.startswith(datasets.TFDS):
@@ -84,15 +87,8 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     return _mesh_shape(config, method, num_devices)
 
 
-def _check_peers(config, method, own_data):
+def _check_peers(config, method):
     """Check that the peers can do what the method needs of them."""
-    for i, kind in enumerate(method.positions.kinds(config.method, len(config.peers))):
-        if kind == "frozen" and not config.peers[i].init_from:
-            raise UserError(
-                f"{config.method.name} needs a trained {config.peers[i].model} in "
-                f"peers[{i}].init_from: a run's directory, a saved network or a PyTorch file"
-                + ("" if own_data else f". Two commands: {_two_commands(config, i)}")
-            )
     if method.needs.shared_trunk(config.method):
         if config.mesh.peer not in (1, -1):
             raise UserError(
@@ -116,22 +112,6 @@ def _check_peers(config, method, own_data):
         for i, peer in enumerate(config.peers):
             if not models.create(peer.model, 1).auxiliary:
                 raise UserError(f"{peer.model} (peers[{i}]) has no auxiliary heads")
-
-
-def _two_commands(config, teacher):
-    """Return a command line that trains a frozen teacher first, and then the group with it."""
-    main, file = "python -m orc_jax.main", f"configs/{config.data.name}.py"
-    if config.data.name == "folder" or config.data.name.startswith(datasets.TFDS):
-        main += f" --config.data.name={config.data.name} --config.data.dir={config.data.dir}"
-        main += f" --config.data.size={config.data.size}"
-        file = "configs/folder.py"
-    networks = [peer.model for peer in config.peers]
-    position = "" if teacher == 0 else f" --config.method.teacher={teacher}"
-    return (
-        f"{main} --config={file}:ind:{networks[teacher]} --workdir=runs/teacher && "
-        f"{main} --config={file}:{config.method.name}:{','.join(networks)}{position} "
-        f"'--config.peers[{teacher}].init_from=runs/teacher'"
-    )
 
 
 def _check_keys(config, template, where):

@@ -80,9 +80,21 @@ def default_config(method: str = "orc") -> ConfigDict:
     config.optimizer.decay = 0.1  # of "step": factor of the rate at each of them
     config.optimizer.warmup_epochs = 0.0  # epochs in which the rate rises linearly from 0; 0: none
 
+    # Teachers that are trained before the group, see orc_jax/pretraining.py.
+    config.pretrain = ConfigDict()
+    config.pretrain.epochs = 0  # 0: those of the run
+    config.pretrain.optimizer = _overrides(config.optimizer)
+
     config.method = methods.defaults(method)
     config.peers = ()
     return config
+
+
+def _overrides(settings: ConfigDict) -> ConfigDict:
+    """Return settings of the same names and types that are all None."""
+    return ConfigDict(
+        {name: config_dict.placeholder(type(value)) for name, value in settings.items()}
+    )
 
 
 def peer(model: str) -> ConfigDict:
@@ -97,12 +109,10 @@ def peer(model: str) -> ConfigDict:
     """
     config = ConfigDict()
     config.model = model
-    # The weights to start from: a work directory, a saved network or a PyTorch file; None: random.
+    # The weights to start from: a work directory, a saved network or a PyTorch file; None: random,
+    # or those of a teacher that the run trains first.
     config.init_from = config_dict.placeholder(str)
-    defaults = default_config().optimizer
-    config.optimizer = ConfigDict(
-        {name: config_dict.placeholder(type(value)) for name, value in defaults.items()}
-    )
+    config.optimizer = _overrides(default_config().optimizer)
     return config
 
 

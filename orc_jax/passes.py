@@ -160,7 +160,7 @@ def in_float32(outputs: Outputs) -> Outputs:
 
 
 def forward_group(group: Group, states, images, own: bool = False) -> list[Pass]:
-    """Run every stack on the batch, once; the outputs of those that run later are zeros."""
+    """Run every stack on the batch, once; the outputs of those that run later or not are zeros."""
     passes = []
     for stack, state in zip(group.stacks, states, strict=True):
         inputs = images_of(stack, images, own)

@@ -20,7 +20,7 @@ from orc_jax.mesh import batch_axes, is_split
 from orc_jax.models.network import Network
 
 # What a peer does in a step, see `orc_jax.methods.method.Positions`.
-Kind = Literal["train", "later", "frozen"]
+Kind = Literal["train", "later", "frozen", "idle"]
 
 
 # Of a network, before it has any; one without batch norm has no statistics.
@@ -137,6 +137,10 @@ def layout(config, method) -> list[Layout]:
     networks = [peer.model for peer in config.peers]
     settings = [optimizers.settings(config, peer) for peer in config.peers]
     kinds = method.positions.kinds(config.method, len(networks))
+    for own, rate in zip(
+        settings, method.positions.rates(config.method, len(networks)), strict=True
+    ):
+        own.learning_rate *= rate
     shared_trunk = method.needs.shared_trunk(config.method)
     if method.needs.auxiliary_heads and set(kinds) != {"train"}:
         raise ValueError("auxiliary heads need peers that all train on the batch")
@@ -163,7 +167,7 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
     stacks = []
     for name, members, kind, settings, shared_trunk in layout(config, method):
         split = is_split(members, mesh.shape["peer"])
-        frozen = kind == "frozen"
+        changes = kind in ("train", "later")
         axes = batch_axes(split) if config.sync_batch_norm else None
         module = models.create(name, num_classes, axes)
         if shared_trunk and method.needs.rescaled_trunk:
@@ -176,7 +180,7 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
                 shared_trunk=shared_trunk,
                 auxiliary=method.needs.auxiliary_heads,
                 module=module.rematerialised() if config.remat else module,
-                optimizer=optax.identity() if frozen else optimizers.optimizer(settings),
+                optimizer=optimizers.optimizer(settings) if changes else optax.identity(),
                 learning_rate=optimizers.schedule(settings, config.epochs, steps_per_epoch),
                 precision=config.precision,
                 split=split,

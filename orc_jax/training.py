@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orc_jax import peers
+from orc_jax import config as configs
+from orc_jax import peers, pretraining
+from orc_jax.checks import check as check_config
 from orc_jax.data import batches, stream
 from orc_jax.errors import UserError
 from orc_jax.evaluation import evaluate_split, renewal, show_table
@@ -45,8 +47,8 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
 
     Args:
       config: the whole config, e.g. of `configs/digits.py` or `orc_jax.default_config`.
-      workdir: work directory for config, metrics, roles and checkpoints. The same call resumes a
-        run that was stopped.
+      workdir: work directory for config, metrics, roles and checkpoints. Teachers that are trained
+        first have theirs in `teachers/`. The same call resumes a run that was stopped.
       data: arrays to train on in place of a named data set, (train images, train labels, test
         images, test labels): uint8 [N, H, W] or [N, H, W, channels], and integers [N].
 
@@ -57,30 +59,69 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
       UserError: the config, the data or a checkpoint is wrong, the work directory belongs to
         another run, or the loss is no longer finite.
     """
-    called, workdir = time.monotonic(), Path(workdir)
+    workdir = Path(workdir)
     if data is not None:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
+    check_config(config, len(jax.devices()), own_data=data is not None)
+    config = configs.resolved(config)
+    teachers = [] if has_checkpoint(workdir) else pretraining.teachers(config, workdir)
+    sources = {i: peer.init_from for i, peer in enumerate(config.peers) if peer.init_from}
+    sources |= {teacher.peer: str(teacher.network) for teacher in teachers}
+    missing = [teacher for teacher in teachers if not teacher.is_trained]
+    if missing:
+        # What is wrong with this run is found before its teachers are trained.
+        trained = {peer: sources[peer] for peer in sources.keys() - {t.peer for t in missing}}
+        _begin(config, workdir, data, trained)
+    for teacher in missing:
+        display.say(f"training peer {teacher.peer}, {teacher.config.peers[-1].model}, first")
+        with Lock(workdir):
+            result = train(teacher.config, teacher.workdir, data)
+        if not result.finished:
+            return result
+    return _train_group(config, workdir, data, sources)
+
+
+def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup, State, dict]:
+    """Check a run against its data and its work directory, and make the directory its own.
+
+    Args:
+      config, workdir, data: see `train`.
+      sources: peer → the trained network that it starts from.
+
+    Returns:
+      The setup, the shapes of the state, and peer → variables to start from, as far as the run has
+      no checkpoint.
+    """
     # A run streams to its end what it streamed at first, even if the memory has another size now.
     streamed = began(workdir).streamed if (workdir / "config.json").exists() else None
     setup = prepare(config, data, streamed)
     assert setup.train_split is not None  # None only in a setup for evaluation
-    config = setup.config
-    check(workdir, config, setup.dataset)
-    steps = compile_steps(config, setup.group, setup.method, streamed=setup.streamed)
+    check(workdir, setup.config, setup.dataset)
     # Traces the method, so that a fault of it is found before the work directory is made.
     template = abstract_state(*setup.state_args())
     weights = {}
     if not has_checkpoint(workdir):
-        weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
+        weights = saved.pretrained(setup.group, sources, setup.dataset.image_shape)
     processes.barrier("the work directory is checked")
-    with Lock(workdir), Interruption() as interruption:
-        create(workdir, config, setup.dataset, setup.images, len(setup.train_split.labels))
+    with Lock(workdir):
+        create(workdir, setup.config, setup.dataset, setup.images, len(setup.train_split.labels))
         processes.barrier("the work directory is this run's")
-        with Checkpoints(workdir, read_only=False) as checkpoints:
-            return _Loop(
-                setup, steps, template, workdir, weights, checkpoints, interruption, called
-            ).run()
+    return setup, template, weights
+
+
+def _train_group(config, workdir: Path, data, sources: dict[int, str]) -> Result:
+    """Train a group whose teachers are trained; see `_begin`."""
+    called = time.monotonic()
+    setup, template, weights = _begin(config, workdir, data, sources)
+    steps = compile_steps(setup.config, setup.group, setup.method, streamed=setup.streamed)
+    with (
+        Lock(workdir),
+        Interruption() as interruption,
+        Checkpoints(workdir, read_only=False) as checkpoints,
+    ):
+        loop = _Loop(setup, steps, template, workdir, weights, checkpoints, interruption, called)
+        return loop.run()
 
 
 class _Loop:

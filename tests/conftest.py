@@ -197,6 +197,8 @@ def tiny_config(
     config.data.flip = False
     config.optimizer.schedule = "constant"
     config.optimizer.learning_rate = 0.05
+    if "pretrained" in config.method:
+        config.method.pretrained = False  # tests/test_pretraining.py has the others
     config.method.update(method)
     config.peers = tuple(configs.peer(network) for network in networks)
     return config

@@ -37,6 +37,7 @@ def planned(study, base, out, overrides=(), seeds=1):
 def test_there_is_a_study_for_every_comparison():
     assert {path.stem for path in READY} == {
         *("orc_components", "orc_teaching", "orc_promotion", "orc_peers", "orc_feedback", "orc_k"),
+        *("orc_pivot", "orc_temporary"),
         *("methods", "okddip", "dcm", "switokd", "switokd_three", "group_size"),
     }
     for path in READY:
@@ -51,7 +52,11 @@ def test_every_ready_study_is_valid(name, base, tmp_path):
     shared, runs = planned(study, base, tmp_path)
     assert title and {run.variant for run in runs if run.compared} == set(study.variants)
     for planned_run in runs:
-        for key in ("epochs", "batch_size", "data", "optimizer", "mesh"):
+        epochs = shared.config.pretrain.epochs or shared.config.epochs
+        assert planned_run.config.epochs == (
+            shared.config.epochs if planned_run.compared else epochs
+        )
+        for key in ("batch_size", "data", "optimizer", "mesh", "pretrain"):
             assert planned_run.config[key] == shared.config[key], (planned_run.variant, key)
         own = {p.model: p.optimizer for p in shared.config.peers}
         for network in planned_run.config.peers:
@@ -83,7 +88,9 @@ def test_a_teacher_is_trained_once_for_all_who_need_it(tmp_path):
         for seed in range(2)
         for name in ("alone", "teacher-resnet14", "T=1", "T=3")
     ]
-    assert all(run.config.epochs == 3 and run.config.seed == run.seed for run in runs)
+    epochs = {"teacher-resnet14": 20}  # of pretrain.epochs
+    assert all(run.config.epochs == epochs.get(run.variant, 3) for run in runs)
+    assert all(run.config.seed == run.seed for run in runs)
     assert [run.teacher for run in runs[:4]] == [None, None, runs[1], runs[1]]
     assert runs[2].config.peers[0].init_from == str(runs[1].workdir / "networks" / "0")
 

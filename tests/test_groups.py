@@ -11,7 +11,7 @@ from conftest import TINY, assert_trees_equal, tiny_config, tiny_data
 from test_step import build
 
 import orc_jax
-from orc_jax import checks, methods, models, peers
+from orc_jax import methods, models, peers
 from orc_jax.data import batches
 from orc_jax.errors import UserError
 from orc_jax.methods.method import Needs
@@ -195,23 +195,13 @@ def test_kd_from_a_pytorch_file(tmp_path):
     config = tiny_config(("resnet8", "pixels"), "kd")
     config.peers[0].init_from = str(tmp_path / "teacher.pth")
     setup = prepare(config, tiny_data())
-    weights = saved.pretrained(setup.group, config, setup.dataset.image_shape)
+    weights = saved.pretrained(
+        setup.group, {0: config.peers[0].init_from}, setup.dataset.image_shape
+    )
     state = init_state(*setup.state_args(), weights)
     assert [stack.kind for stack in setup.group.stacks] == ["frozen", "train"]
     teacher = peers.plain_variables(setup.group.stacks, jax.device_get(state.stacks), 0)
     assert_trees_equal(teacher, dict(variables))
-
-
-def test_kd_without_a_teacher_says_how_to_get_one():
-    config = tiny_config(("resnet8", "resnet14"), "kd", teacher=1)
-    with pytest.raises(UserError) as error:
-        checks.check(config, 1)
-    assert str(error.value).endswith(
-        "Two commands: python -m orc_jax.main --config=configs/digits.py:ind:resnet14 "
-        "--workdir=runs/teacher && python -m orc_jax.main "
-        "--config=configs/digits.py:kd:resnet8,resnet14 --config.method.teacher=1 "
-        "'--config.peers[1].init_from=runs/teacher'"
-    )
 
 
 def test_kdcl_general_renews_its_weights_every_epoch(tmp_path):

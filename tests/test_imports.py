@@ -20,7 +20,7 @@ FLOORS = (
     ("state", "teachers"),
     ("step",),
     ("config",),
-    ("checks", "recipes"),
+    ("checks", "pretraining", "recipes"),
     ("runtime",),
     ("prepare",),
     ("evaluation", "trained"),

@@ -1,4 +1,4 @@
-"""The compiled step of ORC against a plain loop: one network after the other, no stacks, no masks."""
+"""The compiled step of ORC against a plain loop: a network at a time, no stacks, no masks."""
 
 from functools import partial
 

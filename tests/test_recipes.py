@@ -11,7 +11,19 @@ from orc_jax import checks, methods, peers
 from orc_jax.errors import UserError
 from orc_jax.state import abstract_state
 
-METHODS = ("ind", "kd", "dml", "kdcl", "one", "cl_ilr", "okddip", "okddip_net", "dcm")
+METHODS = (
+    "ind",
+    "kd",
+    "takd",
+    "dgkd",
+    "dml",
+    "kdcl",
+    "one",
+    "cl_ilr",
+    "okddip",
+    "okddip_net",
+    "dcm",
+)
 NAMES = (*METHODS, "switokd", "switokd_2t1s", "switokd_1t2s", "orc", "orc_peers")
 FILES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder")
 PRESETS = [
@@ -44,11 +56,7 @@ MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "pe
 
 
 def load(file, preset):
-    """The config of a preset; a teacher that must be given is."""
-    config = importlib.import_module(f"configs.{file}").get_config(preset)
-    if preset.startswith("kd:") or preset == "kd":
-        config.peers[0].init_from = "runs/teacher"
-    return config
+    return importlib.import_module(f"configs.{file}").get_config(preset)
 
 
 def test_the_files_have_every_method():

@@ -12,6 +12,8 @@ from orc_jax.methods.method import Method
 NAMES = (
     "ind",
     "kd",
+    "takd",
+    "dgkd",
     "dml",
     "kdcl",
     "one",

@@ -53,7 +53,7 @@ def apply_method(
     """
     size = len(batch.logits)
     kinds = np.array(method.positions.kinds(config, size))
-    roles = Roles(learns=jnp.asarray(kinds != "frozen"))
+    roles = Roles(learns=jnp.asarray(np.isin(kinds, ("train", "later"))))
     if method.phase:
         roles = method.phase(config, lax.stop_gradient(batch), key)
         _check_roles(method, roles, size)

@@ -114,12 +114,18 @@ class Positions:
       kept: the peers that the training is for.
       kinds: the `Kind` of each peer. "train": one pass on the batch, in train mode. "later": no
         pass before the phase, in which the peer is updated and has its only pass. "frozen": one
-        pass in eval mode; the peer never changes.
+        pass in eval mode; the peer never changes. A frozen peer is trained beforehand. "idle": no
+        pass at all, and it never changes either.
+      pretrained: the peers that are trained before the group, each with the list of the peers that
+        teach it then, by this method; an empty list for plain training.
+      rates: the factor on each peer's learning rate.
     """
 
     titles: Callable[[Any, int], list[str]] = lambda config, size: ["peer"] * size
     kept: Callable[[Any, int], list[int]] = lambda config, size: list(range(size))
     kinds: Callable[[Any, int], Sequence[Kind]] = lambda config, size: ["train"] * size
+    pretrained: Callable[[Any, int], dict[int, list[int]]] = lambda config, size: {}
+    rates: Callable[[Any, int], list[float]] = lambda config, size: [1.0] * size
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ Every iteration, on a batch x_t with labels y_t:
    teach the other students.                                       `assign`, `loss`
 7. Demotion: the next iteration ranks the students anew.           (nothing is kept)
 
-`config.pivot` is the position of PT in the group. Without a pivot (`pivot=None`) the promoted peers
+`config.pivot` is the position of PT in the group. It is trained before the group, unless
+`config.pretrained` is False (see pretraining.py). Without a pivot (`pivot=None`) the promoted peers
 are the teachers, and they receive the intensive teaching. Switching a teaching off leaves plain
 cross-entropy to the networks that it was for.
 
@@ -253,6 +254,8 @@ def check(config, networks: list[str]) -> None:
         )
     if not 0 <= config.beta <= 1:
         raise UserError(f"method.beta is {config.beta}, allowed: 0 to 1")
+    if not config.pivot_rate >= 0:
+        raise UserError(f"method.pivot_rate is {config.pivot_rate}, allowed: 0 or more")
     if not config.mixup_alpha > 0:
         raise UserError(f"method.mixup_alpha is {config.mixup_alpha}, allowed: above 0")
 
@@ -267,6 +270,8 @@ def titles(config, size: int) -> list[str]:
 METHOD = Method(
     settings={
         "pivot": OrNone(0),  # position of the pivot teacher, or None
+        "pretrained": True,  # whether the pivot is trained before the group
+        "pivot_rate": 1.0,  # factor on the pivot's learning rate within the group
         "num_temporary": 1,  # k
         "intensive": True,
         "private": True,
@@ -289,6 +294,12 @@ METHOD = Method(
         # A pivot that is taught first has its only pass on the batch afterwards.
         kinds=lambda config, size: np.where(
             is_pivot(config, size) & config.intensive, "later", "train"
+        ).tolist(),
+        pretrained=lambda config, size: (
+            {} if config.pivot is None or not config.pretrained else {config.pivot: []}
+        ),
+        rates=lambda config, size: np.where(
+            is_pivot(config, size), config.pivot_rate, 1.0
         ).tolist(),
     ),
 )

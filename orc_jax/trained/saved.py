@@ -78,12 +78,12 @@ def load(directory: str | Path):
     return module, variables, description
 
 
-def pretrained(group: peers.Group, config, image_shape) -> dict:
-    """Load the variables of the peers that start from a trained network (`peers[i].init_from`).
+def pretrained(group: peers.Group, sources: dict[int, str], image_shape) -> dict:
+    """Load the variables of the peers that start from a trained network.
 
     Args:
       group: the networks.
-      config: the whole config.
+      sources: peer → what it starts from (`peers[i].init_from`).
       image_shape: (height, width, channels).
 
     Returns:
@@ -96,7 +96,7 @@ def pretrained(group: peers.Group, config, image_shape) -> dict:
     for stack in group.stacks:
         _, template = peers.abstract_logits(stack, image_shape)
         for peer in stack.peers:
-            source = config.peers[peer].init_from
+            source = sources.get(peer)
             if not source or peer in loaded:
                 continue
             try:

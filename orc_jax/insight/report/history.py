@@ -14,7 +14,9 @@ def curves(run: Findings) -> list[plots.Plot]:
             continue
         epochs = [record["epoch"] for record in records]
         # A frozen teacher has no training loss.
-        shown = [i for i, kind in enumerate(kinds) if split == "test" or kind != "frozen"]
+        shown = [
+            i for i, kind in enumerate(kinds) if split == "test" or kind not in ("frozen", "idle")
+        ]
         for key, title, unit in (("top1", "top-1 accuracy", "%"), ("loss", "loss", "")):
             series = {run.titles[i]: [record[split][key][i] for record in records] for i in shown}
             colours = list(shown)
