@@ -98,11 +98,10 @@ class Variant:
         config = settings("ind" if name in ("ind", "one") else FLAGS.method, FLAGS.peers)
         config.peers = config.peers[:1] if alone else config.peers
         config.precision = "float32" if name in ("tf32", "float32") else "bfloat16"
+        config.tf32 = name != "float32"
         if name == "loop":
             config.method.mixup_alpha = 0.999
         with ExitStack() as stack:
-            if name == "float32":
-                stack.enter_context(jax.default_matmul_precision("highest"))
             if name == "grouped":
                 stack.enter_context(plain_convolutions())
             if name == "flax_norm":

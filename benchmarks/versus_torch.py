@@ -293,13 +293,13 @@ def compare(name: str, device: str, precision: str) -> None:
     else:
         # The check in float32 needs more memory per image, and few images suffice.
         config.batch_size, batch_size = 16, config.batch_size
-        with jax.default_matmul_precision("default" if precision == "tf32" else "highest"):
-            # It runs once, so that it need not have the fastest kernels, which take long to find.
-            checked = Ours(config, data, {"xla_gpu_autotune_level": 0})
+        config.tf32 = precision == "tf32"
+        # It runs once, so that it need not have the fastest kernels, which take long to find.
+        checked = Ours(config, data, {"xla_gpu_autotune_level": 0})
         config.batch_size = batch_size
         config.precision = "bfloat16" if precision == "bfloat16" else "float32"
-        with jax.default_matmul_precision("highest" if precision == "float32" else "default"):
-            ours = Ours(config, data)
+        config.tf32 = precision != "float32"
+        ours = Ours(config, data)
     sides, notes = torch_sides(ours, checked, device, precision)
     del checked
     sides = {"orc_jax": ours} | sides

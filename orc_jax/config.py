@@ -34,6 +34,7 @@ def default_config(method: str = "orc") -> ConfigDict:
 
     # Computation.
     config.precision = "float32"  # "float32" or "bfloat16", of activations; all else is float32
+    config.tf32 = True  # on a GPU, networks round float32 to TF32 before products; losses never do
     config.sync_batch_norm = True  # statistics of the whole batch; False: of each device's images
     config.remat = False  # compute activations again in the backward pass, to save memory
     config.micro_batches = 1  # parts in which a device takes its images, to save memory

@@ -92,6 +92,7 @@ def renewal(setup: Setup, prediction_step) -> Callable[[State], State] | None:
     count = len(split.labels)
 
     @partial(jax.jit, out_shardings=setup.everywhere)
+    @jax.default_matmul_precision("highest")
     def memory(logits, labels):
         return method.memory.renew(config, jnp.concatenate(logits, axis=1)[:, :count], labels)
 

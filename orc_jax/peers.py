@@ -200,7 +200,8 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
         its first branch.
       image_shape: (height, width, channels).
       pretrained: peer → plain network's variables {"params", "batch_stats"} to start from
-        instead.
+        instead. Of branches, the first one gets them, with the trunk; the others start fresh, or
+        they would stay equal for ever.
     """
     images, states = jnp.zeros((1, *image_shape)), []
     fresh: dict = {}
@@ -210,10 +211,12 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
             fresh[stack.name, stack.auxiliary] = jax.jit(
                 lambda key, s=stack: fresh_outputs(s, key, images)[1]
             )
-        members = []
+        members: list[dict] = []
         for peer in stack.peers:
-            variables = pretrained.get(peer, NO_VARIABLES)
-            if peer not in pretrained or stack.auxiliary:
+            # Branches from one network: its own last stage and head are the first branch's alone.
+            is_given = peer in pretrained and not (stack.shared_trunk and members)
+            variables = pretrained[peer] if is_given else NO_VARIABLES
+            if not is_given or stack.auxiliary:
                 new = fresh[stack.name, stack.auxiliary](jax.random.fold_in(key, peer))
                 variables = {name: tree | variables[name] for name, tree in new.items()}
             members.append(variables)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import config as configs
-from orc_jax import peers, pretraining
+from orc_jax import methods, peers, pretraining
 from orc_jax.checks import check as check_config
 from orc_jax.data import batches, stream
 from orc_jax.errors import UserError
@@ -68,6 +68,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     teachers = [] if has_checkpoint(workdir) else pretraining.teachers(config, workdir)
     sources = {i: peer.init_from for i, peer in enumerate(config.peers) if peer.init_from}
     sources |= {teacher.peer: str(teacher.network) for teacher in teachers}
+    _warn_of_twins(config, sources)
     missing = [teacher for teacher in teachers if not teacher.is_trained]
     if missing:
         # What is wrong with this run is found before its teachers are trained.
@@ -80,6 +81,19 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         if not result.finished:
             return result
     return _train_group(config, workdir, data, sources)
+
+
+def _warn_of_twins(config, sources: dict[int, str]) -> None:
+    """Say so if two whole networks that learn start from the same weights."""
+    method = methods.get(config.method.name)
+    kinds = method.positions.kinds(config.method, len(config.peers))
+    learning = [i for i in sources if kinds[i] in ("train", "later")]
+    same = [i for i in learning if list(sources.values()).count(sources[i]) > 1]
+    if len(same) > 1 and not method.needs.shared_trunk(config.method):
+        display.say(
+            f"warning: peers {', '.join(map(str, same))} start from the same network: what they "
+            "see and learn alike keeps them alike"
+        )
 
 
 def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup, State, dict]:

@@ -204,6 +204,24 @@ def test_kd_from_a_pytorch_file(tmp_path):
     assert_trees_equal(teacher, dict(variables))
 
 
+@pytest.mark.parametrize("name", ["one", "cl_ilr", "okddip"])
+def test_branches_that_start_from_one_network_differ(name, tmp_path):
+    """Its trunk and the first branch are that network's; the other branches are fresh."""
+    config = tiny_config(FOUR, name)
+    setup = prepare(config, tiny_data(train=80))
+    given = peers.plain_variables(
+        setup.group.stacks, jax.device_get(init_state(*setup.state_args(), {}).stacks), 0
+    )
+    given = jax.tree.map(lambda x: x + 1.0, given)
+    (stack,) = jax.device_get(
+        init_state(*setup.state_args(), dict.fromkeys(range(4), given)).stacks
+    )
+    first = peers.plain_variables(setup.group.stacks, (stack,), 0)
+    assert_trees_equal(first, given)
+    kernels = stack.members.params["head"]["fc"]["kernel"]
+    assert all(np.abs(kernels[i] - kernels[j]).max() > 1e-2 for i in range(4) for j in range(i))
+
+
 def test_kdcl_general_renews_its_weights_every_epoch(tmp_path):
     """From held-out images, which are not trained on; a resumed run has the same ones."""
     config = tiny_config(FOUR, "kdcl", target="general", held_out=0.2)

@@ -107,6 +107,27 @@ def test_bfloat16_is_for_activations_alone():
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
 
 
+def rounded_products(method, tf32=True, **changes):
+    """Number of products and convolutions that a GPU computes from inputs rounded to TF32."""
+    config = tiny_config(("tiny",) * 3, method, **changes)
+    config.tf32 = tf32
+    _, state, train_step, order = build(config)
+    split = prepare(config, tiny_data()).train_split
+    jaxpr = str(jax.make_jaxpr(train_step)(state, split, order))
+    products = re.findall(r"(?:dot_general|conv_general_dilated)\[(.*?)\n *\] ", jaxpr, re.DOTALL)
+    assert len(products) > 10
+    return sum("Precision.HIGHEST" not in settings for settings in products)
+
+
+def test_networks_alone_may_round_to_tf32():
+    """Gates, attention and losses have full float32; with `tf32=False` networks do too."""
+    alone = rounded_products("ind")
+    assert alone > 10
+    assert rounded_products("okddip", form="network") == alone
+    assert rounded_products("kdcl", target="linear") == alone
+    assert rounded_products("okddip", tf32=False, form="network") == 0
+
+
 def test_the_step_of_orc_has_no_loop():
     """A GPU waits for the host wherever a loop asks whether it has ended."""
 

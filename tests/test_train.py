@@ -18,6 +18,7 @@ from orc_jax.prepare import prepare
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import Checkpoints
 from orc_jax.runtime.signals import Interruption
+from orc_jax.trained import saved
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_peers_start_from_checkpoints(finished, tmp_path):
     config.optimizer.learning_rate = 0.0
     result = orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
     with Checkpoints(workdir) as checkpoints:
-        source = checkpoints.restore_arrays(checkpoints.step("best"))["stacks"]
+        source = checkpoints.restore_arrays(checkpoints.step("last"))["stacks"]
     pivot, imported, students = result.state.stacks
     assert_trees_equal(pivot.members.params, source[0]["members"]["params"])
     assert_trees_equal(
@@ -170,10 +171,35 @@ def test_peers_start_from_checkpoints(finished, tmp_path):
     np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
 
 
+def test_a_run_gives_its_last_checkpoint_or_another_one(finished, monkeypatch):
+    """RUN:PEER, and @best or @STEP behind it."""
+    setup = prepare(tiny_config(("pixels",) * 3), tiny_data(train=80))
+    of_checkpoint, asked = saved.of_checkpoint, []
+
+    def recorded(workdir, which):
+        asked.append(which)
+        return of_checkpoint(workdir, which)
+
+    monkeypatch.setattr(saved, "of_checkpoint", recorded)
+    for which in ("", "@best", "@20"):
+        saved.pretrained(setup.group, {0: f"{finished[1]}:2{which}"}, (8, 8, 1))
+    assert asked == ["last", "best", "20"]
+
+
+def test_two_peers_that_start_alike_get_a_warning(finished, tmp_path, capsys):
+    config = tiny_config(("pixels",) * 3, "dml")
+    config.epochs = 1
+    for i in (0, 2):
+        config.peers[i].init_from = f"{finished[1]}:1"
+    orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
+    assert "warning: peers 0, 2 start from the same network" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "peer, source, message",
     [
         (0, "{run}/nothing", "no such checkpoint"),
+        (0, "{run}@7", "7"),
         (1, "{run}", "has several: write .*:PEER, PEER of 1, 2, 3"),
         (1, "{run}:0", "has no pixels '0', allowed: 1, 2, 3"),
         (2, "{run}", "trained pixels_wide, pixels, pixels, pixels; none is a resnet8"),

@@ -33,10 +33,13 @@ class Applied(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
+@jax.default_matmul_precision("highest")
 def apply_method(
     config, method: Method, stacks, batch: Batch, own_params, key, update_teachers: Callable
 ) -> Applied:
     """Run the phase and the loss of a method, and differentiate the loss.
+
+    Products in them are of full float32 on every device: a GPU would round their inputs to TF32.
 
     Args:
       config: `config.method`.

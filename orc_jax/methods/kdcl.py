@@ -17,14 +17,13 @@ TARGETS = ("naive", "linear", "minlogit", "general")
 def loss(config, batch: Batch):
     """Compute CE_p + λ KD_T(z_p, t) with one constant target t."""
     z, y = batch.logits, batch.truth
-    target = jax.lax.stop_gradient(
-        {
-            "naive": lambda: naive(z, y),
-            "linear": lambda: jnp.einsum("p,pbc->bc", linear_weights(z, y), z),
-            "minlogit": lambda: minlogit(z, batch.labels),
-            "general": lambda: jnp.einsum("p,pbc->bc", batch.memory, z),
-        }[config.target]()
-    )
+    fixed = jax.lax.stop_gradient(z)
+    target = {
+        "naive": lambda: naive(fixed, y),
+        "linear": lambda: jnp.einsum("p,pbc->bc", linear_weights(fixed, y), fixed),
+        "minlogit": lambda: minlogit(fixed, batch.labels),
+        "general": lambda: jnp.einsum("p,pbc->bc", batch.memory, fixed),
+    }[config.target]()
     return {
         "ce": losses.cross_entropy(z, y).mean(axis=1),
         "kd": config.weight * losses.kd(z, target, config.temperature),

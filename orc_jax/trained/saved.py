@@ -114,7 +114,13 @@ def pretrained(group: peers.Group, sources: dict[int, str], image_shape) -> dict
 
 
 def _from(source, network, template):
-    """Load variables from a saved network, a run (as RUN or RUN:PEER), or a PyTorch file."""
+    """Load variables from a saved network, a run, or a PyTorch file.
+
+    A run is RUN, RUN:PEER, or either of them with @best or the @STEP of a checkpoint behind it.
+    """
+    which = "last"
+    if not Path(source).exists() and "@" in source:
+        source, _, which = source.rpartition("@")
     directory, peer = source, ""
     if not Path(source).exists():
         directory, _, peer = source.rpartition(":")
@@ -125,7 +131,7 @@ def _from(source, network, template):
         if description["network"] != network:
             raise UserError(f"{directory} is a {description['network']}, not a {network}")
         return variables
-    return _from_run(directory, peer, network)
+    return _from_run(directory, peer, network, which)
 
 
 def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
@@ -161,8 +167,8 @@ def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
     return step, [peers.plain_variables(layout, states, peer) for peer in positions]
 
 
-def _from_run(workdir, peer, network):
-    """Load a peer of an earlier run from its best checkpoint; "" is the only one that fits."""
+def _from_run(workdir, peer, network, which):
+    """Load a peer of an earlier run from a checkpoint; "" is the only one that fits."""
     config = read_config(workdir)
     names = [member.model for member in config.peers]
     allowed = [str(i) for i, name in enumerate(names) if name == network]
@@ -174,4 +180,4 @@ def _from_run(workdir, peer, network):
         raise UserError(
             f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(allowed)}"
         )
-    return of_checkpoint(workdir, "best")[1][int(peer or allowed[0])]
+    return of_checkpoint(workdir, which)[1][int(peer or allowed[0])]
