@@ -116,7 +116,9 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
     template = abstract_state(*setup.state_args())
     weights = {}
     if not has_checkpoint(workdir):
-        weights = saved.pretrained(setup.group, sources, setup.dataset.image_shape)
+        dataset = setup.dataset
+        names = tuple(dataset.class_names)
+        weights = saved.pretrained(setup.group, sources, dataset.image_shape, names)
     processes.barrier("the work directory is checked")
     with Lock(workdir):
         create(workdir, setup.config, setup.dataset, setup.images, len(setup.train_split.labels))

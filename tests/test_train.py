@@ -13,11 +13,13 @@ import torch
 from conftest import assert_trees_equal, golden, golden_tensors, readme_code, tiny_config, tiny_data
 
 import orc_jax
+from orc_jax import peers
 from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import Checkpoints
 from orc_jax.runtime.signals import Interruption
+from orc_jax.state import init_state
 from orc_jax.trained import saved
 
 
@@ -184,6 +186,26 @@ def test_a_run_gives_its_last_checkpoint_or_another_one(finished, monkeypatch):
     for which in ("", "@best", "@20"):
         saved.pretrained(setup.group, {0: f"{finished[1]}:2{which}"}, (8, 8, 1))
     assert asked == ["last", "best", "20"]
+
+
+def test_classes_in_another_order_are_reordered_and_others_refused(tmp_path):
+    setup = prepare(tiny_config(("pixels",), "ind"), tiny_data(train=80))
+    variables = peers.plain_variables(
+        setup.group.stacks, jax.device_get(init_state(*setup.state_args(), {}).stacks), 0
+    )
+    variables["params"]["head"]["fc"]["bias"] = np.arange(5, dtype=np.float32)
+    description = {"network": "pixels", "num_classes": 5, "class_names": list("abcde")}
+    saved.save(tmp_path / "network", variables, description)
+
+    def bias(names):
+        sources = {0: str(tmp_path / "network")}
+        found = saved.pretrained(setup.group, sources, (8, 8, 1), tuple(names))[0]
+        return found["params"]["head"]["fc"]["bias"].tolist()
+
+    assert bias("abcde") == bias("01234") == [0, 1, 2, 3, 4]
+    assert bias("bacde") == [1, 0, 2, 3, 4]
+    with pytest.raises(UserError, match=r"other classes: it knows d, e, the data x, y"):
+        bias("abcxy")
 
 
 def test_two_peers_that_start_alike_get_a_warning(finished, tmp_path, capsys):

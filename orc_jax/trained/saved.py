@@ -17,6 +17,7 @@ from orc_jax import methods, models, peers
 from orc_jax.errors import UserError
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.processes import barrier, is_main
+from orc_jax.runtime.workdir import began
 from orc_jax.trained import torch_weights
 
 
@@ -78,19 +79,23 @@ def load(directory: str | Path):
     return module, variables, description
 
 
-def pretrained(group: peers.Group, sources: dict[int, str], image_shape) -> dict:
+def pretrained(
+    group: peers.Group, sources: dict[int, str], image_shape, class_names: tuple[str, ...] = ()
+) -> dict:
     """Load the variables of the peers that start from a trained network.
 
     Args:
       group: the networks.
       sources: peer → what it starts from (`peers[i].init_from`).
       image_shape: (height, width, channels).
+      class_names: of the data. A network that knows the same classes in another order gets its
+        outputs reordered.
 
     Returns:
       Position of a peer → {"params", "batch_stats"} of its network, without auxiliary heads.
 
     Raises:
-      UserError: a file is missing, unreadable, or holds another network.
+      UserError: a file is missing, unreadable, or holds another network or one of other classes.
     """
     loaded: dict[int, Any] = {}
     for stack in group.stacks:
@@ -100,7 +105,8 @@ def pretrained(group: peers.Group, sources: dict[int, str], image_shape) -> dict
             if not source or peer in loaded:
                 continue
             try:
-                variables = _from(source, stack.name, template)
+                variables, names = _from(source, stack.name, template)
+                variables = _reordered(variables, names, class_names)
             except UserError as error:
                 raise UserError(f"peers[{peer}].init_from: {error}") from error
             shapes = [jax.tree.map(lambda x: tuple(x.shape), t) for t in (variables, template)]
@@ -114,7 +120,7 @@ def pretrained(group: peers.Group, sources: dict[int, str], image_shape) -> dict
 
 
 def _from(source, network, template):
-    """Load variables from a saved network, a run, or a PyTorch file.
+    """Load variables and class names (() if unknown) of a saved network, a run or a PyTorch file.
 
     A run is RUN, RUN:PEER, or either of them with @best or the @STEP of a checkpoint behind it.
     """
@@ -125,13 +131,46 @@ def _from(source, network, template):
     if not Path(source).exists():
         directory, _, peer = source.rpartition(":")
     if not directory or not Path(directory).is_dir():
-        return torch_weights.convert(torch_weights.load(source), network, template)
+        return torch_weights.convert(torch_weights.load(source), network, template), ()
     if (Path(directory) / "network.json").exists():
         _, variables, description = load(directory)
         if description["network"] != network:
             raise UserError(f"{directory} is a {description['network']}, not a {network}")
+        return variables, tuple(description.get("class_names", ()))
+    return _from_run(directory, peer, network, which), began(directory).class_names
+
+
+def _reordered(variables, own: tuple[str, ...], names: tuple[str, ...]):
+    """Put the outputs of a classifier into the order of the data's classes.
+
+    Args:
+      variables: {"params", "batch_stats"}.
+      own, names: class names of the network and of the data; () or mere numbers: unknown.
+
+    Raises:
+      UserError: the network knows other classes.
+    """
+    if own == names or any(_are_numbers(known) for known in (own, names)):
         return variables
-    return _from_run(directory, peer, network, which)
+    if set(own) != set(names):
+        shown = [
+            ", ".join(sorted(set(a) - set(b))[:5]) or "no others"
+            for a, b in ((own, names), (names, own))
+        ]
+        raise UserError(
+            f"it was trained for other classes: it knows {shown[0]}, the data {shown[1]}"
+        )
+    head = variables["params"]["head"]
+    classifier = max(name for name in head if name.startswith("fc"))
+    order = [own.index(name) for name in names]
+    moved = {key: np.asarray(leaf)[..., order] for key, leaf in head[classifier].items()}
+    params = variables["params"] | {"head": {**head, classifier: moved}}
+    return {**variables, "params": params}
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    """Return whether these names say nothing about the classes."""
+    return names == tuple(str(i) for i in range(len(names)))
 
 
 def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
