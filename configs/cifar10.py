@@ -14,11 +14,11 @@ ORC = {
     "data": {"name": "cifar10"},
     "optimizer": {"decay_epochs": (100, 150)},
 }
-# The settings of SwitOKD's authors, for two networks.
+# The settings of SwitOKD's authors, for two networks. Their programs count epochs from 1.
 SWITOKD = {
-    "epochs": 300,
+    "epochs": 299,
     "data": {"name": "cifar10"},
-    "optimizer": {"nesterov": False, "decay_epochs": (100, 150, 200)},
+    "optimizer": {"nesterov": False, "decay_epochs": (99, 149, 199)},
 }
 # A teacher, two assistants and the target student.
 CHAIN = ("resnet26", "resnet20", "resnet14", "resnet8")

@@ -79,6 +79,7 @@ def default_config(method: str = "orc") -> ConfigDict:
     config.optimizer.schedule = "step"  # "constant", "step" or "cosine", of the learning rate
     config.optimizer.decay_epochs = (100, 150)  # of "step": epochs at which the rate decays
     config.optimizer.decay = 0.1  # of "step": factor of the rate at each of them
+    config.optimizer.reset_at_decay = False  # of "step": start each decay without momentum
     config.optimizer.warmup_epochs = 0.0  # epochs in which the rate rises linearly from 0; 0: none
 
     # Teachers that are trained before the group, see orc_jax/pretraining.py.

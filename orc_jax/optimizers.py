@@ -48,6 +48,18 @@ def optimizer(settings) -> optax.GradientTransformation:
     return OPTIMIZERS[settings.name](settings)
 
 
+def resets(settings, steps_per_epoch: int) -> tuple[int, ...]:
+    """Return the steps before which the optimizer's state becomes zeros, as in a new optimizer.
+
+    Args:
+      settings: of `settings`.
+      steps_per_epoch: of the run.
+    """
+    if settings.schedule != "step" or not settings.reset_at_decay:
+        return ()
+    return tuple(round(epoch * steps_per_epoch) for epoch in settings.decay_epochs)
+
+
 def schedule(settings, epochs: int, steps_per_epoch: int) -> optax.Schedule:
     """Return the learning rate as a function of the step.
 

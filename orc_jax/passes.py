@@ -233,7 +233,9 @@ def backward(group: Group, passes: list[Pass], d_outputs: Outputs) -> list:
     return grads
 
 
-def update_group(group: Group, states, passes: list[Pass], grads: list, step, learns) -> tuple:
+def update_group(
+    group: Group, states, passes: list[Pass], grads: list, step, learns, follows
+) -> tuple:
     """Take the optimizer step of every stack that learns from its pass.
 
     Args:
@@ -242,18 +244,27 @@ def update_group(group: Group, states, passes: list[Pass], grads: list, step, le
       passes: of `forward_group`.
       grads: of `backward`.
       step: int32 scalar, for the learning rates.
-      learns: [P] bool, see `update`.
+      learns, follows: [P] bool, see `update`.
     """
     return tuple(
         state
         if grad is None
-        else update(stack, state, grad, stack_pass.stats, step, members(stack, learns))
+        else update(
+            stack,
+            state,
+            grad,
+            stack_pass.stats,
+            step,
+            *(members(stack, x) for x in (learns, follows)),
+        )
         for stack, state, stack_pass, grad in zip(group.stacks, states, passes, grads, strict=True)
     )
 
 
-def update(stack: Stack, state: StackState, grads, stats, step, learns) -> StackState:
-    """Take one optimizer step with the members that learn; the others stay bit for bit.
+def update(stack: Stack, state: StackState, grads, stats, step, learns, follows) -> StackState:
+    """Take one optimizer step with the members that learn.
+
+    Parameters and optimizer of the others stay the same, bit for bit.
 
     Args:
       stack: the networks.
@@ -262,22 +273,32 @@ def update(stack: Stack, state: StackState, grads, stats, step, learns) -> Stack
       stats: running statistics (trunk, members) after the pass that gave the gradients.
       step: int32 scalar, for the learning rate.
       learns: [members] bool. A trunk learns if any of its branches does.
+      follows: [members] bool, whose running statistics become those of this pass; likewise.
     """
-    rate, optimize = stack.learning_rate(step), stack.optimizer.update
+    rate = stack.learning_rate(step)
+
+    def optimize(grads, opt_state, params):
+        if stack.resets:
+            keeps = ~jnp.isin(step, jnp.array(stack.resets))
+            opt_state = jax.tree.map(lambda x: x * keeps.astype(x.dtype), opt_state)
+        return stack.optimizer.update(grads, opt_state, params)
+
     trunk, own = (
         _optimized(rate, *args)
         for args in (
-            (optimize, state.trunk, grads[0], stats[0], learns.any()),
-            (jax.vmap(optimize), state.members, grads[1], stats[1], learns),
+            (optimize, state.trunk, grads[0], stats[0], learns.any(), follows.any()),
+            (jax.vmap(optimize), state.members, grads[1], stats[1], learns, follows),
         )
     )
     return StackState(members=own, trunk=trunk)
 
 
-def _optimized(rate, optimize, variables, grads, stats, learns):
+def _optimized(rate, optimize, variables, grads, stats, learns, follows):
     updates, opt_state = optimize(grads, variables.opt_state, variables.params)
     params = jax.tree.map(lambda p, u: p - rate * u, variables.params, updates)
-    return where(learns, Variables(params, stats, opt_state), variables)
+    old = variables.params, variables.opt_state
+    params, opt_state = where(learns, (params, opt_state), old)
+    return Variables(params, where(follows, stats, variables.stats), opt_state)
 
 
 def where(mask, new, old):

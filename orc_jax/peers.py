@@ -54,6 +54,7 @@ class Stack(NamedTuple):
       module: the network.
       optimizer: gradient → update, without the learning rate.
       learning_rate: step → learning rate.
+      resets: steps before which the state of the optimizer becomes zeros.
       precision: type of the activations; parameters and statistics are float32.
       split: whether the mesh axis `peer` splits the members (else it splits the batch).
       micro_batches: in how many parts a device takes its images, one after the other.
@@ -68,6 +69,7 @@ class Stack(NamedTuple):
     module: Network
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
+    resets: tuple[int, ...]
     precision: str
     split: bool
     micro_batches: int
@@ -182,6 +184,7 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
                 module=module.rematerialised() if config.remat else module,
                 optimizer=optimizers.optimizer(settings) if changes else optax.identity(),
                 learning_rate=optimizers.schedule(settings, config.epochs, steps_per_epoch),
+                resets=optimizers.resets(settings, steps_per_epoch),
                 precision=config.precision,
                 split=split,
                 micro_batches=config.micro_batches,

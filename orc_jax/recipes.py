@@ -75,11 +75,17 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
 # The settings of OKDDip (AAAI 2020, arXiv 1912.00350) for all rows of its tables.
 OKDDIP = {"epochs": 300, "optimizer": {"decay_epochs": (150, 225)}}
 
-# The settings of DCM (ECCV 2020, arXiv 2008.07816), as in its authors' code.
+# The settings of DCM (ECCV 2020, arXiv 2008.07816), as in its authors' program, which makes a new
+# optimizer wherever the learning rate drops.
 DCM = {
     "epochs": 200,
     "data": {"pad_mode": "reflect"},
-    "optimizer": {"nesterov": False, "decay": 0.2, "decay_epochs": (60, 120, 160)},
+    "optimizer": {
+        "nesterov": False,
+        "decay": 0.2,
+        "decay_epochs": (59, 119, 159),
+        "reset_at_decay": True,
+    },
 }
 
 

@@ -106,7 +106,11 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
 
         # 4. Each network's gradient, from its one pass, and its optimizer step.
         grads = passes.backward(group, done, applied.d_outputs)
-        stacks = passes.update_group(group, applied.stacks, done, grads, state.step, roles.learns)
+        # Running statistics follow a network's pass, unless it has had a step and a later pass.
+        follows = ~sum((update.learners for update in roles.updates), jnp.zeros(group.size, bool))
+        stacks = passes.update_group(
+            group, applied.stacks, done, grads, state.step, roles.learns, follows
+        )
         own = _update_own(config, state.method, applied.d_own, state.step, len(order))
 
         # 5. What the run remembers.

@@ -52,7 +52,9 @@ def update_teachers(group: Group, images, studied, step, stacks, logits, update)
             passes.over_batch(stack, learned.outputs.logits)
         )
         grads = _gradients_of_logits(stack, learned, d_logits)
-        learners = passes.update(stack, learners, grads, learned.stats, step, active[slots])
+        learners = passes.update(
+            stack, learners, grads, learned.stats, step, active[slots], active[slots]
+        )
 
         # They teach in train mode, by the statistics of this batch, like their students.
         teaching = passes.forward(stack, learners, passes.images_of(stack, images))

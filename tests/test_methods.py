@@ -390,3 +390,11 @@ def test_settings_that_make_no_sense(name, networks, changes, message):
 
 def test_okddip_as_networks_may_have_another_leader():
     methods.check(config_of("okddip", form="network"), ["a", "a", "b"])
+
+
+def test_networks_that_fit_a_batch_exactly_are_in_learning_mode():
+    """Both distances are 0, and so is δ."""
+    labels = jnp.zeros(6, int)
+    certain = jnp.where(jnp.arange(5) == 0, 200.0, 0.0) * jnp.ones((1, 6, 1))
+    found = switokd.switch(certain, certain, labels)
+    assert found.delta.tolist() == [[0.0]] and not found.expert.any()

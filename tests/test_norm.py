@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+import torch
 
 from orc_jax.models.norm import BatchNorm, batch_norm, sum_of_pixels
 
@@ -40,7 +41,45 @@ def test_it_is_flaxs(train):
 
         out, pullback, updated = jax.vjp(run, x, {"scale": scale, "bias": bias}, has_aux=True)
         results.append((out, pullback(d_out), updated))
+    if train:  # Flax makes the running variance of biased ones
+        var = results[1][2]["batch_stats"]["var"]
+        n = x.size // 3
+        results[1][2]["batch_stats"]["var"] = 0.9 * stats["var"] + (var - 0.9 * stats["var"]) * (
+            n / (n - 1)
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *results)
+
+
+@pytest.mark.parametrize("axis", [None, "i"])
+def test_running_statistics_are_pytorchs(axis):
+    """After a step in train mode on 10 images of 2×2, on one device and on five."""
+    x, *_ = inputs((10, 2, 2, 3))
+    theirs = torch.nn.BatchNorm2d(3)
+    theirs(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2))
+    ours = BatchNorm(False, axis)
+    variables = BatchNorm(False).init(jax.random.key(0), x)
+
+    def stats(x):
+        return ours.apply(variables, x, mutable="batch_stats")[1]["batch_stats"]
+
+    if axis:
+        parts = jax.vmap(stats, axis_name=axis)(x.reshape(5, 2, 2, 2, 3))
+        updated = jax.tree.map(lambda leaf: leaf[0], parts)
+    else:
+        updated = stats(x)
+    np.testing.assert_allclose(updated["mean"], theirs.running_mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(updated["var"], theirs.running_var, rtol=1e-5)
+
+
+def test_a_large_mean_costs_no_digits_once_it_is_known():
+    """A thousand standard deviations from zero, and the running mean near it."""
+    x = np.random.default_rng(0).normal(1000, 1, (64, 4, 4, 2)).astype(np.float32)
+    exact = x.astype(np.float64).var(axis=(0, 1, 2))
+    scale, bias = jnp.ones(2), jnp.zeros(2)
+    _, mean, var = batch_norm(x, scale, bias, shift=jnp.full(2, 999.0))
+    np.testing.assert_allclose(var, exact, rtol=1e-4)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(axis=(0, 1, 2)), rtol=1e-6)
+    assert np.abs(batch_norm(x, scale, bias)[2] / exact - 1).max() > 1e-3  # without it
 
 
 def test_the_gradient_is_that_of_finite_differences():

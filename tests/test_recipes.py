@@ -125,18 +125,19 @@ def test_okddips_methods_have_its_temperature_and_ramp(preset):
 
 
 def test_dcms_recipe():
-    """200 epochs, SGD without Nesterov, ×0.2 at 60, 120, 160, reflected padding."""
+    """200 epochs, SGD without Nesterov, ×0.2 and no momentum after 59, 119, 159, reflection."""
     config = load("cifar100", "dcm")
-    assert shown(config) == (200, 128, 0.1, 0.2, (60, 120, 160), False)
+    assert shown(config) == (200, 128, 0.1, 0.2, (59, 119, 159), False)
+    assert config.optimizer.reset_at_decay
     assert config.data.pad_mode == "reflect"
     assert [peer.model for peer in config.peers] == ["wrn_28_10"] * 2
 
 
 def test_switokds_recipes():
     ten, hundred = load("cifar10", "switokd"), load("cifar100", "switokd")
-    assert shown(ten) == (300, 128, 0.1, 0.1, (100, 150, 200), False)
+    assert shown(ten) == (299, 128, 0.1, 0.1, (99, 149, 199), False)
     assert [peer.model for peer in ten.peers] == ["wrn_16_8", "wrn_16_1"]
-    assert shown(hundred)[4] == (140, 200, 250)
+    assert shown(hundred)[4] == (139, 199, 249)
     assert [peer.model for peer in hundred.peers] == ["wrn_16_2", "MobileNetV2"]
     assert [peer.optimizer.learning_rate for peer in hundred.peers] == [None, 0.01]
     for preset, teachers in (("switokd_2t1s", 2), ("switokd_1t2s", 1)):
@@ -157,7 +158,7 @@ def test_switokds_recipes_on_tiny_imagenet():
         ("switokd_small", ["wrn_16_2", "resnet20"]),
     ):
         config = load("tiny_imagenet", preset)
-        assert shown(config) == (200, 128, 0.01, 0.1, (100, 140, 180), False)
+        assert shown(config) == (199, 128, 0.01, 0.1, (99, 139, 179), False)
         assert [peer.model for peer in config.peers] == pair
         assert (config.data.pad, config.data.flip, config.data.size) == (4, True, 64)
 

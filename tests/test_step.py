@@ -245,7 +245,7 @@ def test_a_paused_peer_stays_bit_for_bit():
     grads = of_parts(lambda part: jax.tree.map(jnp.ones_like, part.params))
     stats = of_parts(lambda part: jax.tree.map(lambda x: x + 1, part.stats))
     learns = jnp.array([True, False, True])
-    after = passes.update(stack, before, grads, stats, state.step, learns)
+    after = passes.update(stack, before, grads, stats, state.step, learns, learns)
     assert_trees_equal(peers.select(after.members, 1), peers.select(before.members, 1))
     jax.tree.map(
         lambda a, b: np.testing.assert_array_less(0, abs(a[0] - b[0]).max()),
@@ -254,12 +254,31 @@ def test_a_paused_peer_stays_bit_for_bit():
     )
 
 
+def test_momentum_starts_at_zero_where_the_rate_drops():
+    """Nesterov's update is then (1 + μ) times the new momentum, as in a new optimizer."""
+    config = tiny_config(("pixels",), "ind")
+    config.optimizer.update(schedule="step", decay_epochs=(1,), reset_at_decay=True)
+    setup, state, train_step, order = build(config, tiny_data(train=80))
+    assert len(order) == 5
+    fresh = []
+    for step in range(7):
+        before = jax.device_get(state.stacks[0].members.params)
+        state = train_step(state, setup.train_split, order)
+        after = jax.device_get(state.stacks[0].members)
+        rate = config.optimizer.learning_rate * (0.1 if step >= 5 else 1.0)
+        moved = jax.tree.map(lambda a, b, rate=rate: (a - b) / rate, before, after.params)
+        (momentum,) = [s.trace for s in after.opt_state if hasattr(s, "trace")]
+        errors = jax.tree.map(lambda m, d: np.abs(1.9 * m - d).max(), momentum, moved)
+        fresh.append(max(jax.tree.leaves(errors)) < 1e-4)
+    assert fresh == [True, *[False] * 4, True, False]
+
+
 def test_a_trunk_stays_bit_for_bit_where_no_branch_learns():
     setup, state, _, _ = build(tiny_config(("pixels",) * 3, "one"))
     (stack,), (before,) = setup.group.stacks, state.stacks
     grads = jax.tree.map(jnp.ones_like, (before.trunk.params, before.members.params))
     stats = before.trunk.stats, before.members.stats
     for learns in (jnp.zeros(3, bool), jnp.array([False, True, False])):
-        after = passes.update(stack, before, grads, stats, state.step, learns)
+        after = passes.update(stack, before, grads, stats, state.step, learns, learns)
         leaf, old = (jax.tree.leaves(tree.trunk.params)[0] for tree in (after, before))
         assert bool((leaf == old).all()) != bool(learns.any())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -206,6 +207,15 @@ def test_classes_in_another_order_are_reordered_and_others_refused(tmp_path):
     assert bias("bacde") == [1, 0, 2, 3, 4]
     with pytest.raises(UserError, match=r"other classes: it knows d, e, the data x, y"):
         bias("abcxy")
+
+
+def test_metrics_are_strict_json(tmp_path):
+    with metrics.Writers(tmp_path, ["pixels", "tiny"], 0) as writers:
+        record = {"epoch": 1, "step": 5, "train": {"gap": float("nan"), "loss": [1.0, math.inf]}}
+        writers.write(record | {"images_per_second": 1.0, "seconds": 1.0})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    assert found["train"] == {"gap": None, "loss": [1.0, None]}
 
 
 def test_two_peers_that_start_alike_get_a_warning(finished, tmp_path, capsys):

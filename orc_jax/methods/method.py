@@ -51,7 +51,8 @@ class Roles(NamedTuple):
     """Who does what in this step: what the phase before the loss settles.
 
     Attributes:
-      learns: who takes a step from the loss; the others stay the same, bit for bit.
+      learns: who takes a step from the loss; weights and optimizer of the others stay the same, bit
+        for bit. Their running statistics follow the batch, as in PyTorch's train mode.
       promoted: [P] bool, who was promoted to teacher in this step; None where roles are fixed.
       learns_from: [P, P] bool or numbers, how much peer i (row) learns from peer j (column); None
         where the loss does not ask.

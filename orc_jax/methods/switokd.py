@@ -32,7 +32,8 @@ def switch(
 ) -> Switch:
     """Set the switches: expert mode iff G > δ and t_label < s_label.
 
-    ε = exp(−t_label / (t_label + s_label)) in δ.
+    ε = exp(−t_label / (t_label + s_label)) in δ. Where both are 0, as for networks that fit the
+    batch exactly, δ is 0: learning mode.
     """
     p_t, p_s = jax.nn.softmax(teachers)[:, None], jax.nn.softmax(students)[None]
     y = truth if truth.ndim == 2 else jax.nn.one_hot(truth, teachers.shape[-1])
@@ -41,7 +42,8 @@ def switch(
         return jnp.abs(p - q).sum(axis=-1).mean(axis=-1)
 
     t_label, s_label, gap = distance(p_t, y), distance(p_s, y), distance(p_s, p_t)
-    epsilon = jnp.exp(-t_label / (t_label + s_label))
+    total = t_label + s_label
+    epsilon = jnp.exp(-t_label / jnp.where(total > 0, total, 1.0))
     delta = s_label - epsilon * t_label
     return Switch(gap, delta, (gap > delta) & (t_label < s_label))
 

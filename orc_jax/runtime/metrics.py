@@ -6,6 +6,7 @@ Accuracies are in percent, losses in nats, and lists are in peer order.
 
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def training(sums: dict[str, np.ndarray], promotions: np.ndarray) -> dict:
         record["promotions"] = _plain(np.rint(sums["promoted"]).astype(int))
         record["promotions_total"] = _plain(promotions)
     return record
+
+
+def _finite(tree):
+    """Return a record with None in place of numbers that JSON does not know."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def evaluation(sums: dict[str, np.ndarray]) -> dict:
@@ -122,7 +132,7 @@ class Writers:
         if self._board is None:
             return
         with self._metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._write_roles(record)
         for tag, value in _scalars(record, self._names):
             self._board.add_scalar(tag, value, record["step"])
