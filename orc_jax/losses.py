@@ -52,6 +52,101 @@ def kd(
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_s, log_t).mean(-1)
 
 
+def standardized(logits: Float[Array, "*P B C"]) -> Float[Array, "*P B C"]:
+    """Compute (z − mean_c z) / (1e-7 + std_c z) of every image, with the deviation of C − 1.
+
+    Logit standardization (Sun et al., CVPR 2024, arXiv 2403.01427); gradient flows through it.
+
+    Examples:
+      >>> print(standardized(jnp.array([[10.0, 30.0, 50.0]])).round(3))
+      [[-1.  0.  1.]]
+    """
+    centred = logits - logits.mean(axis=-1, keepdims=True)
+    return centred / (1e-7 + logits.std(axis=-1, ddof=1, keepdims=True))
+
+
+def dkd(
+    student: Float[Array, "*P B C"],
+    teacher: Float[Array, "*#P B C"],
+    labels: Int[Array, " B"],
+    temperature: float,
+    alpha: float,
+    beta: float,
+) -> Float[Array, "*P"]:
+    """Compute T² mean_b ( α KL(b_t ‖ b_s) + β KL(p̂_t ‖ p̂_s) ) (Zhao et al., CVPR 2022).
+
+    b = (p_y, 1 − p_y) of p = softmax(z/T), and p̂ is the softmax over the classes other than y
+    (decoupled KD, arXiv 2203.08679).
+
+    Args:
+      student: logits of one network or of P.
+      teacher: logits of one teacher or one for each of the P.
+      labels: y.
+      temperature: T.
+      alpha: α, weight of the class y against the others.
+      beta: β, weight of the others among each other.
+
+    Examples:
+      >>> student, teacher = jnp.zeros((1, 3)), jnp.log(jnp.array([[0.5, 0.4, 0.1]]))
+      >>> print(dkd(student, teacher, jnp.array([0]), 1.0, 1.0, 0.0))
+      0.0589
+    """
+    is_label = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
+
+    def parts(z):
+        z = z / temperature
+        log_p = jax.nn.log_softmax(z)
+        others = jax.nn.logsumexp(log_p, axis=-1, where=~is_label)
+        of_label = jnp.sum(log_p, axis=-1, where=is_label)
+        # The class y gets no share; a finite number in its place keeps gradients finite.
+        return of_label, others, jnp.where(is_label, 0.0, log_p - others[..., None])
+
+    (label_s, others_s, among_s), (label_t, others_t, among_t) = parts(student), parts(teacher)
+    target = jnp.exp(label_t) * (label_t - label_s) + jnp.exp(others_t) * (others_t - others_s)
+    rest = jnp.sum(jnp.exp(among_t) * (among_t - among_s), axis=-1, where=~is_label)
+    return temperature**2 * (alpha * target + beta * rest).mean(axis=-1)
+
+
+def dist(
+    student: Float[Array, "*P B C"],
+    teacher: Float[Array, "*#P B C"],
+    temperature: float,
+    beta: float,
+    gamma: float,
+) -> Float[Array, "*P"]:
+    """Compute T² ( β (1 − mean_b ρ(p_b, q_b)) + γ (1 − mean_c ρ(p_·c, q_·c)) ).
+
+    p and q are the softmax outputs of student and teacher and ρ is Pearson's correlation: over the
+    classes of an image, and over the images of a class (DIST, Huang et al., NeurIPS 2022, arXiv
+    2205.10536). It couples all images of the batch.
+
+    Args:
+      student: logits of one network or of P.
+      teacher: logits of one teacher or one for each of the P.
+      temperature: T.
+      beta: β, weight of the relations between classes.
+      gamma: γ, weight of the relations between images.
+
+    Examples:
+      >>> student = jnp.array([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
+      >>> same, swapped = (dist(student, t, 1.0, 0.0, 1.0) for t in (student, student[::-1]))
+      >>> print(abs(same.round(3)), swapped.round(3))
+      0.0 2.0
+    """
+    p, q = jax.nn.softmax(student / temperature), jax.nn.softmax(teacher / temperature)
+
+    def norm(x, axis):  # its gradient at 0 is 0
+        square = jnp.sum(x**2, axis=axis)
+        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+    def distance(axis):
+        x, y = (z - z.mean(axis=axis, keepdims=True) for z in (p, q))
+        correlation = (x * y).sum(axis=axis) / (norm(x, axis) * norm(y, axis) + 1e-8)
+        return 1 - correlation.mean(axis=-1)
+
+    return temperature**2 * (beta * distance(-1) + gamma * distance(-2))
+
+
 def pairwise_kd(
     logits: Float[Array, "P B C"],
     temperature: float,

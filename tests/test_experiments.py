@@ -37,7 +37,7 @@ def planned(study, base, out, overrides=(), seeds=1):
 def test_there_is_a_study_for_every_comparison():
     assert {path.stem for path in READY} == {
         *("orc_components", "orc_teaching", "orc_promotion", "orc_peers", "orc_feedback", "orc_k"),
-        *("orc_pivot", "orc_temporary"),
+        *("orc_pivot", "orc_temporary", "divergences"),
         *("methods", "okddip", "dcm", "switokd", "switokd_three", "group_size"),
     }
     for path in READY:

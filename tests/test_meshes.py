@@ -17,7 +17,7 @@ GROUPS = {
     "orc_pivot": ("orc", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
     "orc_peers": ("orc", {"pivot": None}, FOUR, [BOTH]),
     "orc_networks": ("orc", {"pivot": None}, PAIR, [DATA]),
-    "kd": ("kd", {}, ("pixels_wide", *FOUR), [BOTH]),
+    "kd": ("kd", {"divergence": "dist"}, ("pixels_wide", *FOUR), [BOTH]),
     "dml": ("dml", {}, FOUR, [BOTH]),
     "kdcl_general": ("kdcl", {"target": "general", "held_out": 0.2}, FOUR, [BOTH]),
     "one": ("one", {}, FOUR, [DATA]),

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from orc_jax.errors import UserError, unknown
 from orc_jax.extension import import_name, is_import_name
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Method
 
 # Each name is that of its file.
@@ -85,4 +86,6 @@ def check(config, networks: list[str]) -> None:
         for key, least in _AT_LEAST.items():
             if not config.get(key, least) >= least:
                 raise UserError(f"method.{key} is {config[key]}, allowed: {least} or more")
+        if "divergence" in config:
+            divergence.check(config)
     get(config.name).check(config, networks)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import losses
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Method, Needs, at_least_two
 
 # The authors' program adds this to a student's probabilities before their logarithm.
@@ -26,7 +27,7 @@ def loss(config, batch: Batch):
     network = np.arange(len(z)) // count
     across = network[:, None] != network[None, :]
     cross_entropy = losses.cross_entropy(z, batch.truth).mean(axis=1)
-    pairs = losses.pairwise_kd(z, config.temperature, floor=FLOOR)
+    pairs = divergence.pairwise(config, z, batch.labels, floor=FLOOR)
     distillation = jnp.sum(across * pairs, axis=1)
     return {
         "ce": cross_entropy.reshape(peers, count).sum(axis=1),
@@ -35,7 +36,7 @@ def loss(config, batch: Batch):
 
 
 METHOD = Method(
-    settings={"temperature": 1.0},  # T
+    settings={"temperature": 1.0, **divergence.SETTINGS},  # T
     loss=loss,
     check=lambda config, networks: at_least_two("dcm", networks),
     needs=Needs(auxiliary_heads=True),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from orc_jax import losses
 from orc_jax.errors import UserError
-from orc_jax.methods import takd
+from orc_jax.methods import divergence, takd
 from orc_jax.methods.method import Batch, Method, Positions, Roles
 from orc_jax.peers import Kind
 
@@ -29,7 +29,7 @@ def loss(config, batch: Batch):
     teachers = jax.lax.stop_gradient(batch.logits[:-1])
     students = jnp.broadcast_to(batch.logits[-1], teachers.shape)
     cross_entropy = losses.cross_entropy(batch.logits[-1], batch.truth).mean()
-    distillation = losses.kd(students, teachers, config.temperature)
+    distillation = divergence.between(config, students, teachers, batch.labels)
     weights = batch.roles.learns_from[-1, :-1]
     learns = batch.roles.learns
     return {
@@ -53,7 +53,7 @@ def kinds(config, size: int) -> list[Kind]:
 
 METHOD = Method(
     # T, λ and the number of teachers that are left out, as in the authors' program.
-    settings={"temperature": 5.0, "weight": 1.0, "drop": 1},
+    settings={"temperature": 5.0, "weight": 1.0, "drop": 1, **divergence.SETTINGS},
     loss=loss,
     phase=phase,
     check=check,

@@ -7,6 +7,7 @@ gradient flow through the target: `temperature=3`, `constant_target=False`.
 import jax
 
 from orc_jax import losses
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Method, at_least_two, one_of
 
 
@@ -14,12 +15,12 @@ def loss(config, batch: Batch):
     """Compute CE_j + 1/(P−1) Σ_{k≠j} KD_T(z_j, z_k), or one KD against the mean of the z_k."""
     z = batch.logits
     if config.teaching == "individual":
-        pairs = losses.pairwise_kd(z, config.temperature, config.constant_target)
+        pairs = divergence.pairwise(config, z, batch.labels, config.constant_target)
         distillation = pairs.sum(axis=1) / (len(z) - 1)  # KD of a peer with itself is 0
     else:
         target = losses.mean_of_others(z)
         target = jax.lax.stop_gradient(target) if config.constant_target else target
-        distillation = losses.kd(z, target, config.temperature)
+        distillation = divergence.between(config, z, target, batch.labels)
     return {"ce": losses.cross_entropy(z, batch.truth).mean(axis=1), "kd": distillation}
 
 
@@ -30,7 +31,12 @@ def check(config, networks):
 
 
 METHOD = Method(
-    settings={"temperature": 1.0, "teaching": "individual", "constant_target": True},
+    settings={
+        "temperature": 1.0,
+        "teaching": "individual",
+        "constant_target": True,
+        **divergence.SETTINGS,
+    },
     loss=loss,
     check=check,
 )

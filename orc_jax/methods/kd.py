@@ -8,6 +8,7 @@ import numpy as np
 
 from orc_jax import losses
 from orc_jax.errors import UserError
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Method, Positions, at_least_two
 
 
@@ -18,7 +19,9 @@ def loss(config, batch: Batch):
     cross_entropy = losses.cross_entropy(batch.logits, batch.truth).mean(axis=1)
     return {
         "ce": student * cross_entropy,
-        "kd": student * config.alpha * losses.kd(batch.logits, target, config.temperature),
+        "kd": student
+        * config.alpha
+        * divergence.between(config, batch.logits, target, batch.labels),
     }
 
 
@@ -35,7 +38,8 @@ def check(config, networks):
 
 
 METHOD = Method(
-    settings={"teacher": 0, "temperature": 3.0, "alpha": 1.0},  # position, T, α
+    # Position, T, α.
+    settings={"teacher": 0, "temperature": 3.0, "alpha": 1.0, **divergence.SETTINGS},
     loss=loss,
     check=check,
     positions=Positions(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from orc_jax import losses
 from orc_jax.errors import UserError
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Memory, Method, Needs, at_least_two, one_of
 
 TARGETS = ("naive", "linear", "minlogit", "general")
@@ -26,7 +27,7 @@ def loss(config, batch: Batch):
     }[config.target]()
     return {
         "ce": losses.cross_entropy(z, y).mean(axis=1),
-        "kd": config.weight * losses.kd(z, target, config.temperature),
+        "kd": config.weight * divergence.between(config, z, target, batch.labels),
     }
 
 
@@ -102,7 +103,13 @@ def check(config, networks):
 
 METHOD = Method(
     # λ, T; `held_out` is the share of the training images that "general" keeps aside.
-    settings={"target": "minlogit", "weight": 1.0, "temperature": 2.0, "held_out": 0.1},
+    settings={
+        "target": "minlogit",
+        "weight": 1.0,
+        "temperature": 2.0,
+        "held_out": 0.1,
+        **divergence.SETTINGS,
+    },
     loss=loss,
     check=check,
     needs=Needs(own_augmentation=True),

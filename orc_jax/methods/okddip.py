@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from orc_jax import losses
 from orc_jax.errors import UserError
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networks, one_of
 from orc_jax.models.layers import dense
 
@@ -38,7 +39,7 @@ def loss(config, batch: Batch):
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {
         "ce": losses.cross_entropy(z, batch.truth).mean(axis=1),
-        "kd": weight * losses.kd(z, targets, config.temperature),
+        "kd": weight * divergence.between(config, z, targets, batch.labels),
     }
 
 
@@ -53,7 +54,13 @@ def check(config, networks):
 
 
 METHOD = Method(
-    settings={"form": "branch", "temperature": 3.0, "alpha": 1.0, "ramp_epochs": 80},  # T, α, L
+    settings={
+        "form": "branch",
+        "temperature": 3.0,  # T
+        "alpha": 1.0,  # α
+        "ramp_epochs": 80,  # L
+        **divergence.SETTINGS,
+    },
     loss=loss,
     check=check,
     positions=Positions(

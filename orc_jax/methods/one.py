@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from orc_jax import losses
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networks
 from orc_jax.models.layers import dense
 
@@ -41,13 +42,18 @@ def loss(config, batch: Batch):
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {
         "ce": losses.cross_entropy(z, batch.truth).mean(axis=1),
-        "kd": weight * losses.kd(z, ensemble, config.temperature),
+        "kd": weight * divergence.between(config, z, ensemble, batch.labels),
         "ensemble_ce": losses.cross_entropy(ensemble, batch.truth).mean(),
     }
 
 
 METHOD = Method(
-    settings={"temperature": 3.0, "alpha": 1.0, "ramp_epochs": 80},  # T, α, L
+    settings={
+        "temperature": 3.0,
+        "alpha": 1.0,
+        "ramp_epochs": 80,
+        **divergence.SETTINGS,
+    },  # T, α, L
     loss=loss,
     check=lambda config, networks: equal_networks("one", networks),
     positions=Positions(titles=lambda config, size: ["branch"] * size),

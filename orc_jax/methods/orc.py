@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 from orc_jax import losses
 from orc_jax.data.mixing import draw_lambda
 from orc_jax.errors import UserError
+from orc_jax.methods import divergence
 from orc_jax.methods.method import (
     Batch,
     Method,
@@ -160,7 +161,7 @@ def private_teaching(config, batch: Batch, promoted: Bool[Array, " P"]):
 
     def loss(logits, group):
         cross_entropy = losses.cross_entropy(logits, batch.truth).mean(axis=-1)
-        distillation = losses.kd(logits, group[config.pivot], config.temperature)
+        distillation = divergence.between(config, logits, group[config.pivot], batch.labels)
         return (1 - config.beta) * cross_entropy + config.beta * distillation
 
     return TeacherUpdate(
@@ -210,12 +211,12 @@ def loss(config, batch: Batch):
     learns, promoted, learns_from = batch.roles[:3]
     cross_entropy = losses.cross_entropy(logits, batch.truth).mean(axis=1)
     if config.teaching == "individual":
-        pairs = losses.pairwise_kd(logits, config.temperature)
+        pairs = divergence.pairwise(config, logits, batch.labels)
         distillation = jnp.sum(learns_from * pairs, axis=1)
     else:
         weights = learns_from / jnp.maximum(learns_from.sum(axis=1, keepdims=True), 1)
         ensemble = jnp.einsum("ij,jbc->ibc", weights, jax.lax.stop_gradient(logits))
-        distillation = losses.kd(logits, ensemble, config.temperature)
+        distillation = divergence.between(config, logits, ensemble, batch.labels)
 
     is_taught = learns_from.any(axis=1)
     private, group = learns & is_taught & promoted, learns & is_taught & ~promoted
@@ -284,6 +285,7 @@ METHOD = Method(
         "temperature": 4.0,  # T
         "beta": 0.5,  # β
         "mixup_alpha": 1.0,  # α
+        **divergence.SETTINGS,
     },
     loss=loss,
     phase=phase,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from orc_jax import losses
 from orc_jax.errors import UserError
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Method, Positions, Roles
 
 
@@ -73,7 +74,7 @@ def loss(config, batch: Batch):
     The targets are constant.
     """
     learns, weights = batch.roles.learns, batch.roles.learns_from
-    pairs = losses.pairwise_kd(batch.logits, config.temperature)
+    pairs = divergence.pairwise(config, batch.logits, batch.labels)
     return {
         "ce": learns * losses.cross_entropy(batch.logits, batch.truth).mean(axis=1),
         "kd": jnp.sum(weights * pairs, axis=1),
@@ -90,7 +91,8 @@ def check(config, networks):
 
 
 METHOD = Method(
-    settings={"teachers": 1, "temperature": 1.0},  # how many of the peers, T
+    # How many of the peers, T.
+    settings={"teachers": 1, "temperature": 1.0, **divergence.SETTINGS},
     loss=loss,
     phase=phase,
     check=check,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from orc_jax import losses
 from orc_jax.errors import UserError
+from orc_jax.methods import divergence
 from orc_jax.methods.method import Batch, Method, Positions, at_least_two
 from orc_jax.peers import Kind
 
@@ -18,7 +19,7 @@ def loss(config, batch: Batch):
     """Compute (1−λ) CE + λ KD_T(z, z_previous) of the last network; the target is constant."""
     student, previous = batch.logits[-1], jax.lax.stop_gradient(batch.logits[-2])
     cross_entropy = losses.cross_entropy(student, batch.truth).mean()
-    distillation = losses.kd(student, previous, config.temperature)
+    distillation = divergence.between(config, student, previous, batch.labels)
     is_student = jnp.arange(len(batch.logits)) == len(batch.logits) - 1
     return {
         "ce": is_student * (1 - config.weight) * cross_entropy,
@@ -45,7 +46,7 @@ def kinds(config, size: int) -> list[Kind]:
 
 
 METHOD = Method(
-    settings={"temperature": 5.0, "weight": 0.5},  # T, λ; our defaults
+    settings={"temperature": 5.0, "weight": 0.5, **divergence.SETTINGS},  # T, λ; our defaults
     loss=loss,
     check=check,
     positions=Positions(
