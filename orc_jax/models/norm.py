@@ -62,7 +62,7 @@ def batch_norm(
     bias,
     axis_name: Sequence[str] | None = None,
     epsilon: float = 1e-5,
-    shift: jax.Array | float = 0.0,
+    shift=0.0,
 ):
     """Normalise by the statistics of the batch (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
