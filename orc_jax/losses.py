@@ -62,7 +62,13 @@ def standardized(logits: Float[Array, "*P B C"]) -> Float[Array, "*P B C"]:
       [[-1.  0.  1.]]
     """
     centred = logits - logits.mean(axis=-1, keepdims=True)
-    return centred / (1e-7 + logits.std(axis=-1, ddof=1, keepdims=True))
+    variance = jnp.square(centred).sum(axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    return centred / (1e-7 + _root(variance))
+
+
+def _root(x):
+    """Compute the square root, whose gradient at 0 is 0 here."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
 def dkd(
@@ -135,13 +141,10 @@ def dist(
     """
     p, q = jax.nn.softmax(student / temperature), jax.nn.softmax(teacher / temperature)
 
-    def norm(x, axis):  # its gradient at 0 is 0
-        square = jnp.sum(x**2, axis=axis)
-        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-
     def distance(axis):
         x, y = (z - z.mean(axis=axis, keepdims=True) for z in (p, q))
-        correlation = (x * y).sum(axis=axis) / (norm(x, axis) * norm(y, axis) + 1e-8)
+        norms = _root(jnp.sum(x**2, axis=axis)) * _root(jnp.sum(y**2, axis=axis))
+        correlation = (x * y).sum(axis=axis) / (norms + 1e-8)
         return 1 - correlation.mean(axis=-1)
 
     return temperature**2 * (beta * distance(-1) + gamma * distance(-2))

@@ -143,7 +143,8 @@ def _init_own(config, group, method, image_shape) -> MethodState:
     network = method.own_network(config.method, group.size)
     key = jax.random.fold_in(streams(config.seed)[0], group.size)  # peers have 0 to P−1
     params = network.init(key, _empty_batch(config, group, method, image_shape))["params"]
-    return MethodState(params, optimizers.optimizer(config.optimizer).init(params), memory)
+    optimizer = optimizers.optimizer(optimizers.settings(config, config.peers[0]))
+    return MethodState(params, optimizer.init(params), memory)
 
 
 def _zero_sums(config, group, method, image_shape, own):

@@ -136,14 +136,15 @@ def precision_of(config):
 
 
 def _update_own(config, state: MethodState, grads, step, steps_per_epoch) -> MethodState:
-    """Take the optimizer step of the method's own parameters, with the run's settings."""
+    """Take the optimizer step of the method's own parameters, by the settings of the first peer."""
     if not state.params:
         return state
     # Every device has the whole gradient; the mean keeps their copies equal bit for bit.
     grads = lax.pmean(grads, ("data", "peer"))
-    optimizer = optimizers.optimizer(config.optimizer)
+    settings = optimizers.settings(config, config.peers[0])
+    optimizer = optimizers.optimizer(settings)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    rate = optimizers.schedule(config.optimizer, config.epochs, steps_per_epoch)(step)
+    rate = optimizers.schedule(settings, config.epochs, steps_per_epoch)(step)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     return MethodState(params, opt_state, state.memory)
 

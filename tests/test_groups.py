@@ -227,6 +227,18 @@ def test_branches_that_start_from_one_network_differ(name, tmp_path):
     assert all(np.abs(kernels[i] - kernels[j]).max() > 1e-2 for i in range(4) for j in range(i))
 
 
+def test_a_gate_has_the_optimizer_of_the_branches():
+    config = tiny_config(FOUR, "one")
+    for peer in config.peers:
+        peer.optimizer.update(name="adam", learning_rate=0.0)
+    setup, state, train_step, order = build(config)
+    before = jax.device_get(state.method)
+    after = jax.device_get(train_step(state, setup.train_split, order).method)
+    assert_trees_equal(before.params, after.params)
+    moments = jax.tree.leaves(after.opt_state)
+    assert len(moments) > len(jax.tree.leaves(after.params)) and any(map(np.any, moments))
+
+
 def test_kdcl_general_renews_its_weights_every_epoch(tmp_path):
     """From held-out images, which are not trained on; a resumed run has the same ones."""
     config = tiny_config(FOUR, "kdcl", target="general", held_out=0.2)

@@ -282,7 +282,8 @@ def test_batch_norm_keeps_nine_tenths_of_the_old_statistics():
     )
     stats = updated["batch_stats"]["stem"]["bn1"]
     np.testing.assert_allclose(stats["mean"], 0.1 * before.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * before.var((0, 1, 2)), rtol=1e-4)
+    unbiased = np.var(before, axis=(0, 1, 2), ddof=1)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * unbiased, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
