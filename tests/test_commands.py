@@ -147,7 +147,6 @@ def test_a_work_directory_is_one_processs(tmp_path):
         ),
         (["--config.peers[9].model=resnet20"], "config.peers has no [9], allowed: 0 to 3"),
         (["--config.method.num_temporary=many"], "num_temporary=many: invalid literal for int()"),
-        (["--config=configs/digits.py:kd"], "digits.py:ind:resnet14 --workdir=runs/teacher && py"),
         (["--config=configs/digit.py"], "no such config file: configs/digit.py"),
         (
             ["--config=configs/digit.py", "--config.epochs=1"],

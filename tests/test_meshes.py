@@ -17,7 +17,7 @@ GROUPS = {
     "orc_pivot": ("orc", {}, ("pixels_wide", *FOUR), [DATA, PEER]),
     "orc_peers": ("orc", {"pivot": None}, FOUR, [BOTH]),
     "orc_networks": ("orc", {"pivot": None}, PAIR, [DATA]),
-    "kd": ("kd", {"divergence": "dist"}, ("pixels_wide", *FOUR), [BOTH]),
+    "kd": ("kd", {"divergence": "dist", "temperature": 1.0}, ("pixels_wide", *FOUR), [BOTH]),
     "dml": ("dml", {}, FOUR, [BOTH]),
     "kdcl_general": ("kdcl", {"target": "general", "held_out": 0.2}, FOUR, [BOTH]),
     "one": ("one", {}, FOUR, [DATA]),
@@ -91,6 +91,7 @@ def trajectories():
     setup, state, train_step, order = build(config_of("orc_pivot", DATA))
     for _ in range(200):
         state = train_step(state, setup.train_split, order)
+        jax.block_until_ready(state)  # many programs at once may starve each other's collectives
     assert_copies_are_equal(state)
     return results
 
