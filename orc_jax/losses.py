@@ -56,19 +56,15 @@ def standardized(logits: Float[Array, "*P B C"]) -> Float[Array, "*P B C"]:
     """Compute (z − mean_c z) / (1e-7 + std_c z) of every image, with the deviation of C − 1.
 
     Logit standardization (Sun et al., CVPR 2024, arXiv 2403.01427); gradient flows through it.
+    Where all logits of an image are equal, it is finite, but as large as the 1e-7 makes it.
 
     Examples:
       >>> print(standardized(jnp.array([[10.0, 30.0, 50.0]])).round(3))
       [[-1.  0.  1.]]
     """
     centred = logits - logits.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).sum(axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / (logits.shape[-1] - 1)
     return centred / (1e-7 + _root(variance))
-
-
-def _root(x):
-    """Compute the square root, whose gradient at 0 is 0 here."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
 def dkd(
@@ -82,7 +78,7 @@ def dkd(
     """Compute T² mean_b ( α KL(b_t ‖ b_s) + β KL(p̂_t ‖ p̂_s) ) (Zhao et al., CVPR 2022).
 
     b = (p_y, 1 − p_y) of p = softmax(z/T), and p̂ is the softmax over the classes other than y
-    (decoupled KD, arXiv 2203.08679).
+    (decoupled KD, arXiv 2203.08679). Of two classes there is but one other: this is α KD_T.
 
     Args:
       student: logits of one network or of P.
@@ -124,7 +120,8 @@ def dist(
 
     p and q are the softmax outputs of student and teacher and ρ is Pearson's correlation: over the
     classes of an image, and over the images of a class (DIST, Huang et al., NeurIPS 2022, arXiv
-    2205.10536). It couples all images of the batch.
+    2205.10536). It couples all images of the batch. A batch of one has no relations between images:
+    its correlation counts as 0, with no gradient.
 
     Args:
       student: logits of one network or of P.
@@ -143,11 +140,16 @@ def dist(
 
     def distance(axis):
         x, y = (z - z.mean(axis=axis, keepdims=True) for z in (p, q))
-        norms = _root(jnp.sum(x**2, axis=axis)) * _root(jnp.sum(y**2, axis=axis))
+        norms = _root((x**2).sum(axis=axis)) * _root((y**2).sum(axis=axis))
         correlation = (x * y).sum(axis=axis) / (norms + 1e-8)
         return 1 - correlation.mean(axis=-1)
 
     return temperature**2 * (beta * distance(-1) + gamma * distance(-2))
+
+
+def _root(square):
+    """Compute the square root, with the gradient 0 at 0."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def pairwise_kd(

@@ -7,12 +7,12 @@ import pytest
 from conftest import golden, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import LABELS, config_of, loss_and_gradient, random_logits
+from test_methods import LABELS, batch_of, config_of, loss_and_gradient, random_logits
 from test_step import build
 
 from orc_jax import checks, losses, methods
 from orc_jax.errors import UserError
-from orc_jax.methods import divergence
+from orc_jax.methods import divergence, orc
 
 BATCHES = golden("divergences")["batches"]
 CASES = [(batch, name) for batch in BATCHES for name in batch["cases"]]
@@ -53,6 +53,62 @@ def test_pairs_are_those_one_by_one(kind):
     assert np.any(gradient[0]) and not np.any(gradient[1:])
 
 
+@pytest.mark.parametrize("constant_target", [True, False])
+@pytest.mark.parametrize("kind", divergence.NAMES)
+def test_a_confident_peer_is_no_teacher_of_its_own(kind, constant_target):
+    """DIST's 1e-8 keeps the correlation of a nearly constant column with itself below 1."""
+    z = random_logits(0) + 12 * jax.nn.one_hot(LABELS % 2, 5)  # three classes have no image
+    config = config_of("dml", divergence=kind, temperature=1.0)
+
+    def own(z):
+        return jnp.trace(divergence.pairwise(config, z, LABELS, constant_target))
+
+    loss, gradient = jax.value_and_grad(own)(z)
+    np.testing.assert_allclose(loss, 0, atol=1e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", divergence.NAMES)
+def test_a_constant_target_is_the_callers_choice(kind):
+    z, config = random_logits(0), config_of("dml", divergence=kind)
+    for constant_target in (True, False):
+        gradient = jax.grad(
+            lambda z, c=constant_target: divergence.pairwise(config, z, LABELS, c)[0, 1]
+        )(z)
+        assert np.any(gradient[0]) and np.any(gradient[1]) != constant_target
+
+
+@pytest.mark.parametrize("kind", divergence.NAMES)
+def test_equal_logits_have_a_finite_gradient(kind):
+    config, z = config_of("kd", divergence=kind), random_logits(0)[0].at[0].set(0.5)
+    gradient = jax.grad(lambda s: divergence.between(config, s, random_logits(1)[0], LABELS))(z)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_dkd_of_two_classes_is_kd_by_alpha():
+    s, t, labels = random_logits(0)[0, :, :2], random_logits(1)[0, :, :2], LABELS % 2
+    found, gradient = jax.value_and_grad(losses.dkd)(s, t, labels, 2.0, 3.0, 8.0)
+    expected, slope = jax.value_and_grad(losses.kd)(s, t, 2.0)
+    np.testing.assert_allclose(found, 3 * expected, rtol=1e-4)
+    np.testing.assert_allclose(gradient, 3 * slope, rtol=1e-4, atol=1e-6)
+
+
+def test_dist_of_one_image_has_no_relations_between_images():
+    s, t = random_logits(0)[0, :1], random_logits(1)[0, :1]
+    loss, gradient = jax.value_and_grad(losses.dist)(s, t, 2.0, 0.0, 3.0)
+    assert loss == 2.0**2 * 3.0 and not np.any(gradient)
+
+
+def test_the_floor_of_dcm_is_of_kl_alone():
+    z = random_logits(0)
+    for kind in divergence.NAMES:
+        config = config_of("dcm", divergence=kind)
+        with_floor, without = (
+            divergence.pairwise(config, z, LABELS, floor=floor) for floor in (0.5, 0.0)
+        )
+        assert np.array_equal(with_floor, without) == (kind != "kl")
+
+
 # What some methods' losses read besides logits [4, 6, 5].
 RNG = np.random.default_rng(0)
 FIELDS = {
@@ -60,6 +116,10 @@ FIELDS = {
     "okddip": {"own_output": tuple(jnp.float32(RNG.normal(size=(2, 6, 3, 2))))},
     "dcm": {"auxiliary": jnp.float32(RNG.normal(size=(4, 6, 2, 5)))},
 }
+
+
+def test_every_method_with_a_teacher_has_the_settings():
+    assert set(methods.NAMES) - set(WITH_KD) == {"ind"}
 
 
 @pytest.mark.parametrize("name", WITH_KD)
@@ -74,6 +134,39 @@ def test_every_method_takes_every_divergence(name):
     found = [round(float(loss), 4) for loss, _ in results]
     assert len(set(found)) == len(found), found
     assert all(np.all(np.isfinite(gradient["logits"])) for _, gradient in results)
+
+
+@pytest.mark.parametrize("kind", divergence.NAMES)
+def test_all_of_orc_learns_by_it(kind):
+    """Private teaching, group teaching by each teacher, and by their ensemble."""
+    z, config = random_logits(0), config_of("orc", divergence=kind, beta=1.0)
+    batch, promoted = batch_of(z, LABELS), jnp.arange(4) == 1
+
+    def of(student, teacher):
+        return divergence.between(config, student, teacher, LABELS)
+
+    private = orc.private_teaching(config, batch, promoted)
+    np.testing.assert_allclose(private.loss(z[1:2], z), [of(z[1], z[0])], rtol=1e-5)
+
+    batch = batch._replace(roles=orc.assign(config, promoted))
+    for teaching, expected in (
+        ("individual", of(z[2], z[0]) + of(z[2], z[1])),
+        ("ensemble", of(z[2], (z[0] + z[1]) / 2)),
+    ):
+        config.teaching = teaching
+        found = orc.loss(config, batch)["group_kd"]
+        np.testing.assert_allclose(found[2], expected, rtol=1e-4)
+        assert not np.any(found[:2])
+
+
+def test_dkd_asks_for_the_class_of_the_greater_part():
+    """Soft labels are of cross-entropy alone."""
+    z, config = random_logits(0), config_of("kd", divergence="dkd")
+    found = [
+        methods.get("kd").loss(config, batch_of(z, LABELS, soft_labels=soft))["kd"]
+        for soft in (None, jnp.full((6, 5), 0.2))
+    ]
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_group_learns_by_another_divergence():

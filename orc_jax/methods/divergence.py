@@ -5,6 +5,7 @@ target is constant or not as the method says.
 """
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from orc_jax import losses
@@ -54,21 +55,24 @@ def pairwise(
 ) -> Float[Array, "P P"]:
     """Compute the divergence of every ordered pair of peers: entry [i, j] has j as the teacher.
 
-    Only `kl` and `standardized` do without arrays of P·P·B·C.
+    Only `kl` and `standardized` do without arrays of P·P·B·C. Of `dkd` and `dist`, the entries
+    [i, i] are 0: the 1e-8 in DIST would make a confident peer its own teacher.
 
     Args:
       config: of the method.
       logits: z.
       labels: `Batch.labels`.
       constant_target: whether no gradient flows into the teacher.
-      floor: of `losses.pairwise_kd`, for `kl` and `standardized`.
+      floor: of `losses.pairwise_kd`, for `kl` alone.
     """
-    if config.divergence == "standardized":
-        logits = losses.standardized(logits)
-    if config.divergence in ("kl", "standardized"):
+    if config.divergence == "kl":
         return losses.pairwise_kd(logits, config.temperature, constant_target, floor)
+    if config.divergence == "standardized":
+        z = losses.standardized(logits)
+        return losses.pairwise_kd(z, config.temperature, constant_target)
     teachers = jax.lax.stop_gradient(logits) if constant_target else logits
-    return jax.vmap(lambda z: between(config, logits, z[None], labels), out_axes=1)(teachers)
+    pairs = jax.vmap(lambda z: between(config, logits, z[None], labels), out_axes=1)(teachers)
+    return jnp.where(jnp.eye(len(logits), dtype=bool), 0.0, pairs)
 
 
 def check(config) -> None:
