@@ -49,6 +49,15 @@ def config_of(name, mesh):
     return config
 
 
+def assert_copies_are_equal(state):
+    """What several devices hold a copy of is the same bit for bit: they decided alike."""
+    for leaf in jax.tree.leaves(state):
+        first = {}
+        for shard in leaf.addressable_shards:
+            copy = first.setdefault(str(shard.index), shard.data)
+            np.testing.assert_array_equal(shard.data, copy)
+
+
 def trajectories():
     """Every group on every mesh (in a process with eight devices): parameters and metrics."""
     results = {}
@@ -67,10 +76,7 @@ def trajectories():
         for i, row in enumerate(in_peer_order(setup, state)):
             results[f"{here}/params{i}"] = row
             results[f"{here}/moved{i}"] = np.abs(row - before[i]).max()
-        # What every device holds a copy of is the same copy, bit for bit.
-        for leaf in jax.tree.leaves((state.method, state.sums)):
-            for shard in leaf.addressable_shards:
-                np.testing.assert_array_equal(shard.data, leaf.addressable_shards[0].data)
+        assert_copies_are_equal(state)
         own = jax.tree.leaves(state.method.params)
         if own:
             results[f"{here}/own"] = np.concatenate([np.asarray(leaf).ravel() for leaf in own])
@@ -84,6 +90,11 @@ def trajectories():
             _, _, prediction_step = compile_steps(config, setup.group, setup.method)
             renewed = renewal(setup, prediction_step)(state)
             results[f"{here}/memory"] = np.asarray(renewed.method.memory)
+    setup, state, train_step, order = build(config_of("orc_pivot", DATA))
+    for _ in range(200):
+        state = train_step(state, setup.train_split, order)
+        jax.block_until_ready(state)  # many programs at once may starve each other's collectives
+    assert_copies_are_equal(state)
     return results
 
 
