@@ -10,15 +10,15 @@ from orc_jax.recipes import Recipe
 
 # All methods have the same settings, so that they alone differ.
 DIGITS = {
-    "epochs": 40,
+    "epochs": 30,
     "batch_size": 64,
     "eval_batch_size": 360,
     "data": {"name": "digits", "pad": 1, "flip": False},
     "optimizer": {"schedule": "cosine"},
-    "pretrain": {"epochs": 20},
+    "pretrain": {"epochs": 10},
 }
-# ONE, CL-ILR and OKDDip ramp up their teaching over 80 of 300 epochs, which is 10 of 40 here.
-RAMP = {"ramp_epochs": 10}
+# ONE, CL-ILR and OKDDip ramp up their teaching over 80 of 300 epochs, which is 8 of 30 here.
+RAMP = {"ramp_epochs": 8}
 FOUR = ("resnet8",) * 4
 CHAIN = ("resnet20", "resnet14", "resnet8")
 

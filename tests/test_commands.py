@@ -30,7 +30,7 @@ def without_times(records):
 
 
 def test_digits_command_of_the_readme(tmp_path):
-    """The default config, in 5 of its 40 epochs, reaches 90 % top-1, compiles once, and
+    """The default config, in 5 of its 30 epochs, reaches 90 % top-1, compiles once, and
     evaluates to what it logged. Its pivot is trained first, in one epoch of its own."""
     workdir = tmp_path / "run"
     args = (f"--workdir={workdir}", "--config.epochs=5", "--config.pretrain.epochs=1")

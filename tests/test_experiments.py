@@ -88,7 +88,7 @@ def test_a_teacher_is_trained_once_for_all_who_need_it(tmp_path):
         for seed in range(2)
         for name in ("alone", "teacher-resnet14", "T=1", "T=3")
     ]
-    epochs = {"teacher-resnet14": 20}  # of pretrain.epochs
+    epochs = {"teacher-resnet14": 10}  # of pretrain.epochs
     assert all(run.config.epochs == epochs.get(run.variant, 3) for run in runs)
     assert all(run.config.seed == run.seed for run in runs)
     assert [run.teacher for run in runs[:4]] == [None, None, runs[1], runs[1]]
