@@ -39,8 +39,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     config = configs.resolved(config)
     for i, peer in enumerate(config.peers):
         _check_optimizer(optimizers.settings(config, peer), f"peers[{i}].optimizer")
-    given = {key: value for key, value in config.pretrain.optimizer.items() if value is not None}
-    _check_optimizer(ConfigDict(config.optimizer.to_dict() | given), "pretrain.optimizer")
+    _check_optimizer(optimizers.settings(config, config.pretrain), "pretrain.optimizer")
     at_least(config.pretrain.epochs, 0, "pretrain.epochs")
     methods.check(config.method, [peer.model for peer in config.peers])
     own_data = own_data or datasets.is_own(config.data.name)

@@ -50,7 +50,7 @@ def best_split(layouts, devices: int, batch_size: int) -> int:
     def exchanged(peer):
         total = 0.0
         for stack in layouts:
-            if stack.kind in ("train", "later"):
+            if stack.changes:
                 split = is_split(stack.peers, peer)
                 columns = devices // peer if split else devices
                 total += len(stack.peers) / (peer if split else 1) * (columns - 1) / columns

@@ -30,7 +30,7 @@ def settings(config, peer) -> ConfigDict:
 
     Args:
       config: the whole config.
-      peer: one of its `peers`.
+      peer: one of its `peers`, or its `pretrain`.
     """
     merged = ConfigDict(config.optimizer.to_dict())
     merged.update({key: value for key, value in peer.optimizer.items() if value is not None})

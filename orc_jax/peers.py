@@ -21,6 +21,7 @@ from orc_jax.models.network import Network
 
 # What a peer does in a step, see `orc_jax.methods.method.Positions`.
 Kind = Literal["train", "later", "frozen", "idle"]
+CHANGING: tuple[Kind, ...] = ("train", "later")
 
 
 # Of a network, before it has any; one without batch norm has no statistics.
@@ -43,6 +44,11 @@ class Layout(NamedTuple):
     kind: Kind
     optimizer: ConfigDict
     shared_trunk: bool
+
+    @property
+    def changes(self) -> bool:
+        """Whether its members ever learn."""
+        return self.kind in CHANGING
 
 
 class Stack(NamedTuple):
@@ -167,9 +173,9 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
       mesh: devices, with axes `data` and `peer`.
     """
     stacks = []
-    for name, members, kind, settings, shared_trunk in layout(config, method):
+    for planned in layout(config, method):
+        name, members, kind, settings, shared_trunk = planned
         split = is_split(members, mesh.shape["peer"])
-        changes = kind in ("train", "later")
         axes = batch_axes(split) if config.sync_batch_norm else None
         module = models.create(name, num_classes, axes)
         if shared_trunk and method.needs.rescaled_trunk:
@@ -182,7 +188,7 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
                 shared_trunk=shared_trunk,
                 auxiliary=method.needs.auxiliary_heads,
                 module=module.rematerialised() if config.remat else module,
-                optimizer=optimizers.optimizer(settings) if changes else optax.identity(),
+                optimizer=optimizers.optimizer(settings) if planned.changes else optax.identity(),
                 learning_rate=optimizers.schedule(settings, config.epochs, steps_per_epoch),
                 resets=optimizers.resets(settings, steps_per_epoch),
                 precision=config.precision,

@@ -81,7 +81,6 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
         labels, soft = mixing.labels_of(labels, mixture, config.data.label_smoothing, classes)
 
         # 3. The method.
-        @precision_of(config)
         def update_teachers(stacks, logits, update):
             studied = images
             if update.mix is not None:
@@ -128,11 +127,6 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
         )
 
     return step
-
-
-def precision_of(config):
-    """Return the precision of products and convolutions of float32 in networks, as a context."""
-    return jax.default_matmul_precision("default" if config.tf32 else "highest")
 
 
 def _update_own(config, state: MethodState, grads, step, steps_per_epoch) -> MethodState:
@@ -217,13 +211,14 @@ def compile_steps(config, group: peers.Group, method: Method, *, streamed: bool 
     # know that, because it does not follow all_gather.
     def spmd(step, in_specs, out_specs, **kwargs):
         @wraps(step)
-        @precision_of(config)
         def on_whole_batch(first, data, *rest):
             if streamed:
                 rows = lax.all_gather((data.images, data.labels), "data", tiled=True)
                 data = batches.OnDevice(*rows, data.mean, data.std)
             return step(first, data, *rest)
 
+        if not config.tf32:
+            on_whole_batch = jax.default_matmul_precision("highest")(on_whole_batch)
         mapped = jax.shard_map(
             on_whole_batch, mesh=group.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )

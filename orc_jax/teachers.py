@@ -30,7 +30,6 @@ def update_teachers(group: Group, images, studied, step, stacks, logits, update)
       batch itself, and their losses [P] (0 for the others).
     """
 
-    @jax.default_matmul_precision("highest")
     def total(learned):
         losses = update.loss(learned, before)
         return losses.sum(), losses

@@ -87,7 +87,7 @@ def _warn_of_twins(config, sources: dict[int, str]) -> None:
     """Say so if two whole networks that learn start from the same weights."""
     method = methods.get(config.method.name)
     kinds = method.positions.kinds(config.method, len(config.peers))
-    learning = [i for i in sources if kinds[i] in ("train", "later")]
+    learning = [i for i in sources if kinds[i] in peers.CHANGING]
     same = [i for i in learning if list(sources.values()).count(sources[i]) > 1]
     if len(same) > 1 and not method.needs.shared_trunk(config.method):
         display.say(

@@ -13,6 +13,7 @@ from orc_jax import losses
 from orc_jax.errors import UserError
 from orc_jax.methods.method import Batch, Method, Roles
 from orc_jax.models.network import Outputs
+from orc_jax.peers import CHANGING
 
 
 class Applied(NamedTuple):
@@ -33,13 +34,14 @@ class Applied(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-@jax.default_matmul_precision("highest")
+# Of what a method computes: a GPU would round the inputs of products to TF32.
+_in_full_float32 = jax.default_matmul_precision("highest")
+
+
 def apply_method(
     config, method: Method, stacks, batch: Batch, own_params, key, update_teachers: Callable
 ) -> Applied:
     """Run the phase and the loss of a method, and differentiate the loss.
-
-    Products in them are of full float32 on every device: a GPU would round their inputs to TF32.
 
     Args:
       config: `config.method`.
@@ -56,19 +58,21 @@ def apply_method(
     """
     size = len(batch.logits)
     kinds = np.array(method.positions.kinds(config, size))
-    roles = Roles(learns=jnp.asarray(np.isin(kinds, ("train", "later"))))
+    roles = Roles(learns=jnp.asarray(np.isin(kinds, CHANGING)))
     if method.phase:
-        roles = method.phase(config, lax.stop_gradient(batch), key)
+        roles = _in_full_float32(method.phase)(config, lax.stop_gradient(batch), key)
         _check_roles(method, roles, size)
     taught = {}
     for update in roles.updates:
         if method.needs.own_augmentation or method.needs.shared_trunk(config):
             raise ValueError("a teacher's update needs whole networks that all see the same images")
+        update = update._replace(loss=_in_full_float32(update.loss))
         stacks, logits, taught[update.name] = update_teachers(stacks, batch.logits, update)
         batch = batch._replace(outputs=replace(batch.outputs, logits=logits))
     batch = batch._replace(roles=roles)
     own_network = method.own_network and method.own_network(config, size)
 
+    @_in_full_float32
     def total(outputs, own_params):
         seen = batch._replace(outputs=outputs)
         if own_network:

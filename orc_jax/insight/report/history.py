@@ -1,5 +1,6 @@
 """Plot the records of a run over its epochs."""
 
+from orc_jax import peers
 from orc_jax.insight.report import plots
 from orc_jax.insight.report.findings import Findings
 
@@ -14,9 +15,7 @@ def curves(run: Findings) -> list[plots.Plot]:
             continue
         epochs = [record["epoch"] for record in records]
         # A frozen teacher has no training loss.
-        shown = [
-            i for i, kind in enumerate(kinds) if split == "test" or kind not in ("frozen", "idle")
-        ]
+        shown = [i for i, kind in enumerate(kinds) if split == "test" or kind in peers.CHANGING]
         for key, title, unit in (("top1", "top-1 accuracy", "%"), ("loss", "loss", "")):
             series = {run.titles[i]: [record[split][key][i] for record in records] for i in shown}
             colours = list(shown)
