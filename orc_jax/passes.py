@@ -62,30 +62,51 @@ def over_members(stack: Stack, tree):
     return jax.tree.map(lambda x: lax.all_gather(x, "peer", tiled=True), tree)
 
 
-def images_of(stack: Stack, images, own: bool = False):
+class Inputs(NamedTuple):
+    """Images that this device runs through its members of a stack.
+
+    Attributes:
+      images: [images, H, W, channels]; [members, images, H, W, channels] where every member has its
+        own.
+      own: whether it has.
+    """
+
+    images: Any
+    own: bool
+
+    def at(self, slots) -> "Inputs":
+        """Return the images of the members in these slots."""
+        return Inputs(self.images[slots] if self.own else self.images, self.own)
+
+
+def inputs_of(stack: Stack, images, own: bool = False) -> Inputs:
     """Return the images of a `data` row that this device runs through the stack.
 
     Args:
       stack: of the group.
-      images: [images, H, W, channels]; [P, images, H, W, channels] where every peer has its
-        own.
+      images: [images, H, W, channels], normalised for the group; [P, images, H, W, channels] where
+        every peer has its own.
       own: whether it has.
     """
     images = members(stack, images) if own else images
-    return images if stack.split else share(images, "peer", axis=int(own))
+    images = images if stack.split else share(images, "peer", axis=int(own))
+    if stack.rescale is None:
+        return Inputs(images, own)
+    factor, offset = (members(stack, x)[:, None, None, None] for x in stack.rescale)
+    return Inputs((images if own else images[None]) * factor + offset, own=True)
 
 
 # --- Forward ---
 
 
-def forward(stack: Stack, state: StackState, images, own: bool = False) -> Pass:
+def forward(stack: Stack, state: StackState, inputs: Inputs) -> Pass:
     """Run this device's members forward in train mode.
 
     Args:
       stack, state: the networks.
-      images: see `images_of`.
-      own: whether every member has its own.
+      inputs: of the members.
     """
+    images, own = inputs
 
     def run(params, images):
         trunk_params, members_params = params
@@ -139,8 +160,9 @@ def _in_parts(run, images, count: int, axis: int):
     return jax.tree.map(joined, outputs), jax.tree.map(lambda x: x.mean(axis=0), stats)
 
 
-def predict(stack: Stack, state: StackState, images, own: bool = False) -> Outputs:
+def predict(stack: Stack, state: StackState, inputs: Inputs) -> Outputs:
     """Run this device's members in eval mode (running statistics), without auxiliary heads."""
+    images, own = inputs
 
     def member(params, stats, images):
         variables = {
@@ -163,11 +185,11 @@ def forward_group(group: Group, states, images, own: bool = False) -> list[Pass]
     """Run every stack on the batch, once; the outputs of those that run later or not are zeros."""
     passes = []
     for stack, state in zip(group.stacks, states, strict=True):
-        inputs = images_of(stack, images, own)
+        inputs = inputs_of(stack, images, own)
         if stack.kind == "train":
-            passes.append(forward(stack, state, inputs, own))
+            passes.append(forward(stack, state, inputs))
             continue
-        run = partial(predict, stack, state, inputs, own)
+        run = partial(predict, stack, state, inputs)
         if stack.kind == "frozen":
             outputs = run()
         else:
@@ -202,7 +224,7 @@ def stack_peers(rows: list[Outputs]) -> Outputs:
 def predict_group(group: Group, states, images):
     """Run the whole group in eval mode; return the logits [P, B, C] of the whole batch."""
     outputs = [
-        predict(stack, state, images_of(stack, images))
+        predict(stack, state, inputs_of(stack, images))
         for stack, state in zip(group.stacks, states, strict=True)
     ]
     return whole_outputs(group, outputs).logits

@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from orc_jax import models, optimizers
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.mesh import batch_axes, is_split
 from orc_jax.models.network import Network
 
@@ -65,6 +67,8 @@ class Stack(NamedTuple):
       split: whether the mesh axis `peer` splits the members (else it splits the batch).
       micro_batches: in how many parts a device takes its images, one after the other.
       synchronised: whether batch norm's statistics are of the whole batch.
+      rescale: (factor, offset), both [P, channels], that turn the group's normalised images into
+        those that every peer was trained on; None where these are the same.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Stack(NamedTuple):
     split: bool
     micro_batches: int
     synchronised: bool
+    rescale: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def batch_axes(self) -> tuple[str, ...]:
@@ -198,6 +203,25 @@ def build(config, method, num_classes: int, steps_per_epoch: int, mesh: Mesh) ->
             )
         )
     return Group(tuple(stacks), mesh, [peer.model for peer in config.peers])
+
+
+def with_own_images(group: Group, images: Preprocessing, own: dict[int, Preprocessing]) -> Group:
+    """Return the group with the normalisation that some peers were trained with before.
+
+    Args:
+      group: the networks.
+      images: preprocessing of the group's images.
+      own: peer → its own one.
+    """
+    scales = [own.get(peer, images) for peer in range(group.size)]
+    # From (x − mean) / std of the group to that of the peer.
+    factor = np.stack([images.std / scale.std for scale in scales])
+    offset = np.stack([(images.mean - scale.mean) / scale.std for scale in scales])
+    stacks = (
+        stack._replace(rescale=(factor, offset)) if own.keys() & set(stack.peers) else stack
+        for stack in group.stacks
+    )
+    return group._replace(stacks=tuple(stacks))
 
 
 def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[StackState, ...]:

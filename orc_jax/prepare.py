@@ -27,7 +27,8 @@ class Setup(NamedTuple):
     Attributes:
       config: the whole config, with the networks spelled as in the registry.
       dataset: the data set on the host; its `train` is None in a setup for evaluation.
-      images: shape and normalisation of the images that the networks get.
+      images: shape and normalisation of the images.
+      own_images: peer → its own normalisation, see `runtime.workdir.Began`.
       method: the method that `config.method` names.
       group: the networks and their mesh.
       train_split: training images on the devices, or files that are streamed; None in a setup for
@@ -41,6 +42,7 @@ class Setup(NamedTuple):
     config: Any
     dataset: datasets.Dataset
     images: Preprocessing
+    own_images: dict[int, Preprocessing]
     method: Method
     group: peers.Group
     train_split: batches.OnDevice | stream.OnDisk | None
@@ -48,6 +50,11 @@ class Setup(NamedTuple):
     held_out_split: batches.OnDevice | None
     steps_per_epoch: int
     num_params: list[int]
+
+    def with_own_images(self, own: dict[int, Preprocessing]) -> "Setup":
+        """Return this setup with the normalisation that some peers were trained with before."""
+        group = peers.with_own_images(self.group, self.images, own)
+        return self._replace(group=group, own_images=own)
 
     @property
     def kept(self) -> list[int]:
@@ -183,7 +190,8 @@ def _prepare_test(workdir, config, data) -> Setup:
     if not has_data(workdir, dataset):
         raise UserError(f"{workdir} was trained on other images or labels than these")
     steps_per_epoch = notes.train_images // config.batch_size
-    return _build(config, mesh_shape, dataset, notes.images, steps_per_epoch)
+    setup = _build(config, mesh_shape, dataset, notes.images, steps_per_epoch)
+    return setup.with_own_images(notes.own_images)
 
 
 def _host(config) -> datasets.Host:
@@ -236,6 +244,7 @@ def _build(
         config=config,
         dataset=dataset,
         images=images,
+        own_images={},
         method=method,
         group=group,
         train_split=place(train),

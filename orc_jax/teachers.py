@@ -19,7 +19,7 @@ def update_teachers(group: Group, images, studied, step, stacks, logits, update)
 
     Args:
       group: the networks.
-      images, studied: the batch, and the images to learn from, as in `images_of`.
+      images, studied: the batch, and the images to learn from, as in `inputs_of`.
       step: int32 scalar.
       stacks: a `StackState` for each stack.
       logits: whole.
@@ -46,7 +46,7 @@ def update_teachers(group: Group, images, studied, step, stacks, logits, update)
             slots = jnp.argsort(~active)[: update.at_most]
         learners = state.replace(members=select(state.members, slots))
 
-        learned = passes.forward(stack, learners, passes.images_of(stack, studied))
+        learned = passes.forward(stack, learners, passes.inputs_of(stack, studied).at(slots))
         d_logits, losses = jax.grad(total, has_aux=True)(
             passes.over_batch(stack, learned.outputs.logits)
         )
@@ -56,7 +56,7 @@ def update_teachers(group: Group, images, studied, step, stacks, logits, update)
         )
 
         # They teach in train mode, by the statistics of this batch, like their students.
-        teaching = passes.forward(stack, learners, passes.images_of(stack, images))
+        teaching = passes.forward(stack, learners, passes.inputs_of(stack, images).at(slots))
         new_logits = passes.over_batch(stack, teaching.outputs.logits)
         new_stacks.append(state.replace(members=_put(state.members, slots, learners.members)))
 

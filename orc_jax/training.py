@@ -111,17 +111,20 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
     streamed = began(workdir).streamed if (workdir / "config.json").exists() else None
     setup = prepare(config, data, streamed)
     assert setup.train_split is not None  # None only in a setup for evaluation
+    count = len(setup.train_split.labels)
     check(workdir, setup.config, setup.dataset)
     # Traces the method, so that a fault of it is found before the work directory is made.
     template = abstract_state(*setup.state_args())
-    weights = {}
-    if not has_checkpoint(workdir):
-        dataset = setup.dataset
-        names = tuple(dataset.class_names)
-        weights = saved.pretrained(setup.group, sources, dataset.image_shape, names)
+    weights: dict = {}
+    if has_checkpoint(workdir):
+        own_images = began(workdir).own_images
+    else:
+        names = tuple(setup.dataset.class_names)
+        weights, own_images = saved.pretrained(setup.group, sources, setup.images, names)
+    setup = setup.with_own_images(own_images)
     processes.barrier("the work directory is checked")
     with Lock(workdir):
-        create(workdir, setup.config, setup.dataset, setup.images, len(setup.train_split.labels))
+        create(workdir, setup.config, setup.dataset, setup.images, own_images, count)
         processes.barrier("the work directory is this run's")
     return setup, template, weights
 
@@ -319,7 +322,7 @@ def _save_kept(setup, workdir, state):
             "network": setup.group.names[peer],
             "num_classes": setup.dataset.num_classes,
             "class_names": setup.dataset.class_names,
-            **setup.images.to_json(),
+            **setup.own_images.get(peer, setup.images).to_json(),
         }
         take = partial(peers.plain_variables, setup.group.stacks, peer=peer)
         variables = jax.jit(take, out_shardings=setup.everywhere)(state.stacks)

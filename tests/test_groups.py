@@ -200,9 +200,10 @@ def test_kd_from_a_pytorch_file(tmp_path):
     config = tiny_config(("resnet8", "pixels"), "kd")
     config.peers[0].init_from = str(tmp_path / "teacher.pth")
     setup = prepare(config, tiny_data())
-    weights = saved.pretrained(
-        setup.group, {0: config.peers[0].init_from}, setup.dataset.image_shape
+    weights, own_images = saved.pretrained(
+        setup.group, {0: config.peers[0].init_from}, setup.images
     )
+    assert own_images == {}  # a file of weights does not say how its images were normalised
     state = init_state(*setup.state_args(), weights)
     assert [stack.kind for stack in setup.group.stacks] == ["frozen", "train"]
     teacher = peers.plain_variables(setup.group.stacks, jax.device_get(state.stacks), 0)

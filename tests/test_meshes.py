@@ -32,6 +32,8 @@ GROUPS = {
 }
 # Groups that learn from mixed images.
 MIXED = ("orc_networks", "kdcl_general")
+# Peers that were trained on images of another normalisation before.
+OTHERS = {"orc_peers": (1, 3), "kd": (0,)}
 # Groups that are trained with batch norm per device, and with as many micro-batches instead.
 PARTS = ("orc_pivot",)
 CASES = [(name, mesh) for name, (*_, meshes) in GROUPS.items() for mesh in meshes]
@@ -69,7 +71,7 @@ def trajectories():
             results[f"parts/{name}/{mesh[0]}"] = np.concatenate(rows)
     for name, mesh in [(name, (1, 1)) for name in GROUPS] + CASES:
         config, here = config_of(name, mesh), f"{name}/{mesh[0]}x{mesh[1]}"
-        setup, state, train_step, order = build(config)
+        setup, state, train_step, order = build(config, others=OTHERS.get(name, ()))
         before = in_peer_order(setup, state)
         for _ in range(3):
             state = train_step(state, setup.train_split, order)

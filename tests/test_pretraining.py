@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from conftest import assert_trees_equal, tiny_config, tiny_data
 from test_methods import LABELS, batch_of, config_of, loss_and_gradient, random_logits
+from test_step import build, in_peer_order, other_images
 
 import orc_jax
 from orc_jax import checks, losses, methods, peers, pretraining
 from orc_jax.errors import UserError
+from orc_jax.insight.inspect import of_run
 from orc_jax.runtime.signals import Interruption
+from orc_jax.trained.networks import from_run
+from orc_jax.trained.networks import logits as logits_of
 
 DATA = tiny_data(train=80)
 CHAIN = ("pixels_wide", "tiny", "pixels")
@@ -182,3 +186,72 @@ def test_settings_of_chains_are_checked(name, change):
         config.update(change)
     with pytest.raises(UserError, match=rf"method\.{next(iter(change))} is"):
         methods.check(config, ["pixels", "pixels"])
+
+
+def darker(data):
+    """The same images and labels, at half the brightness."""
+    train, train_labels, test, test_labels = data
+    return train // 2, train_labels, test // 2, test_labels
+
+
+def test_a_teacher_sees_images_normalised_as_it_was_trained(tmp_path):
+    """In a group, later runs, figures and exports: its accuracy is what it is by itself."""
+    alone = tiny_config(("pixels_wide",), "ind")
+    orc_jax.train(alone, tmp_path / "teacher", darker(DATA))
+    teacher = orc_jax.load(tmp_path / "teacher")
+    images, labels = DATA[2:]
+    logits = np.asarray(teacher.logits(images))
+    top1 = 100 * np.mean(logits.argmax(axis=1) == labels)
+
+    config = config_with_teacher()
+    config.epochs = 3
+    config.peers[0].init_from = str(tmp_path / "teacher")
+    run = tmp_path / "run"
+    first = orc_jax.train(config, run, DATA)
+    assert first.metrics["test"]["top1"][0] == pytest.approx(top1, abs=1e-4)
+    assert first.metrics["test"]["loss"][0] == pytest.approx(
+        float(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)).mean()), rel=1e-5
+    )
+    assert orc_jax.evaluate(run, data=DATA)["top1"] == first.metrics["test"]["top1"]
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["scales"] == {"0": teacher.images.scale()}
+
+    ensemble = from_run(run, "ensemble")
+    assert [images.scale() == teacher.images.scale() for images in ensemble.images] == [True, False]
+    assert [peer.images.scale() for peer in of_run(run).peers] == [
+        images.scale() for images in ensemble.images
+    ]
+    np.testing.assert_allclose(
+        logits_of(ensemble._replace(peer=None), ensemble.variables, jnp.asarray(images)),
+        logits,
+        rtol=1e-4,
+    )
+    # A student of it, and a run that goes on with either.
+    again = tiny_config(("pixels_wide", "pixels"), "dml")
+    again.peers[0].init_from, again.peers[1].init_from = f"{run}:0", f"{run}/networks/1"
+    again.epochs = 1
+    orc_jax.train(again, tmp_path / "again", darker(DATA))
+    scales = json.loads((tmp_path / "again" / "run.json").read_text())["scales"]
+    assert scales == {"1": {name: facts[name] for name in ("mean", "std")}}
+    saved = [
+        json.loads((tmp_path / "again" / "networks" / peer / "network.json").read_text())
+        for peer in "01"
+    ]
+    assert [about["mean"] for about in saved] == [teacher.images.mean.tolist(), facts["mean"]]
+
+
+@pytest.mark.parametrize("name, networks", [("orc", CHAIN), ("kdcl", ("pixels",) * 3)])
+def test_a_group_of_other_images_is_one_that_has_their_normalisation(name, networks):
+    """In every pass: of the batch, of teachers that learn first, of a peer's own augmentation."""
+    config = tiny_config(networks, name, **({"pivot": None} if name == "orc" else {}))
+    setup, state, train_step, order = build(config, others=range(3))
+    other = other_images(setup)
+    plain, plain_state, plain_step, _ = build(config)
+    for _ in range(3):
+        state = train_step(state, setup.train_split, order)
+        split = plain.train_split._replace(mean=other.mean, std=other.std)
+        plain_state = plain_step(plain_state, plain.on_mesh(jax.device_get(split)), order)
+    for row, expected in zip(
+        in_peer_order(setup, state), in_peer_order(plain, plain_state), strict=True
+    ):
+        np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-5)

@@ -15,9 +15,16 @@ from orc_jax.state import init_state, streams
 from orc_jax.step import compile_steps
 
 
-def build(config, data=None):
-    """(setup, state, train step, order of epoch 0) of a config."""
+def other_images(setup):
+    """The normalisation of a network that was trained on other images."""
+    images = setup.images
+    return images._replace(mean=images.mean + 0.2, std=1.5 * images.std)
+
+
+def build(config, data=None, others=()):
+    """(setup, state, train step, order of epoch 0) of a config; some peers began elsewhere."""
     setup = prepare(config, data or tiny_data())
+    setup = setup.with_own_images(dict.fromkeys(others, other_images(setup)))
     state = init_state(*setup.state_args(), {})
     train_step, *_ = compile_steps(config, setup.group, setup.method)
     key = streams(config.seed)[1]

@@ -118,10 +118,9 @@ def test_the_command_saves_a_network_that_gives_the_same_logits(tmp_path):
     images = rng.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
     data = (images, np.arange(200) % 100, images[:100], np.arange(100))
     setup = prepare(config, data)
-    (teacher,) = saved.pretrained(
-        setup.group, {0: config.peers[0].init_from}, setup.dataset.image_shape
-    ).values()
-    assert_trees_equal(teacher, variables)
+    found, own_images = saved.pretrained(setup.group, {0: config.peers[0].init_from}, setup.images)
+    assert_trees_equal(found[0], variables)
+    assert own_images == {}  # it was imported without its mean and deviation
 
     again = run_command(*COMMAND, str(file), *WHAT, f"--out={out}", check=False)
     assert again.returncode == 1 and again.stderr == f"error: {out} exists already\n"

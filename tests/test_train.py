@@ -185,7 +185,7 @@ def test_a_run_gives_its_last_checkpoint_or_another_one(finished, monkeypatch):
 
     monkeypatch.setattr(saved, "of_checkpoint", recorded)
     for which in ("", "@best", "@20"):
-        saved.pretrained(setup.group, {0: f"{finished[1]}:2{which}"}, (8, 8, 1))
+        saved.pretrained(setup.group, {0: f"{finished[1]}:2{which}"}, setup.images)
     assert asked == ["last", "best", "20"]
 
 
@@ -200,8 +200,8 @@ def test_classes_in_another_order_are_reordered_and_others_refused(tmp_path):
 
     def bias(names):
         sources = {0: str(tmp_path / "network")}
-        found = saved.pretrained(setup.group, sources, (8, 8, 1), tuple(names))[0]
-        return found["params"]["head"]["fc"]["bias"].tolist()
+        found, _ = saved.pretrained(setup.group, sources, setup.images, tuple(names))
+        return found[0]["params"]["head"]["fc"]["bias"].tolist()
 
     assert bias("abcde") == bias("01234") == [0, 1, 2, 3, 4]
     assert bias("bacde") == [1, 0, 2, 3, 4]

@@ -27,9 +27,12 @@ class Preprocessing(NamedTuple):
         return {
             "image_shape": list(self.image_shape),
             "resize": self.resize,
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
+            **self.scale(),
         }
+
+    def scale(self) -> dict:
+        """Return the mean and the standard deviation as `to_json` does."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
 
 def from_json(about: dict) -> Preprocessing:

@@ -139,10 +139,13 @@ def viewer(subject: Subject) -> Callable[[Picture, int], list[View]]:
     compiled = {key: jax.jit(partial(view, network)) for key, network in networks.items()}
 
     def views(picture, label):
-        images = batches.normalise(subject.images, picture.pixels[None])
         classes = jnp.array([label])
         return [
-            jax.device_get(compiled[id(peer.network)](peer.variables, images, classes))
+            jax.device_get(
+                compiled[id(peer.network)](
+                    peer.variables, batches.normalise(peer.images, picture.pixels[None]), classes
+                )
+            )
             for peer in subject.peers
         ]
 

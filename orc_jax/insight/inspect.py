@@ -23,11 +23,13 @@ class Peer(NamedTuple):
       title: position, name and role of the peer.
       network: the module; equal networks share one, so that it is compiled once.
       variables: {"params", "batch_stats"}, without auxiliary heads.
+      images: preprocessing of its images.
     """
 
     title: str
     network: Network
     variables: Any
+    images: Preprocessing
 
 
 class Subject(NamedTuple):
@@ -35,7 +37,7 @@ class Subject(NamedTuple):
 
     Attributes:
       peers: in the order of the group.
-      images: preprocessing of their images, with the shape.
+      images: preprocessing of the images, with the shape; a peer may normalise them otherwise.
       class_names: [C], in the order of the outputs.
       test: the test split of the run, or None.
     """
@@ -79,7 +81,8 @@ def of_state(setup: prepare.Setup, state) -> Subject:
     stacks, layout = jax.device_get(state.stacks), setup.group.stacks
     variables = [peers.plain_variables(layout, stacks, i) for i in range(setup.group.size)]
     names = list(setup.dataset.class_names)
-    trained = networks.TrainedNetworks(setup.group.names, variables, names, setup.images)
+    images = [setup.own_images.get(i, setup.images) for i in range(setup.group.size)]
+    trained = networks.TrainedNetworks(setup.group.names, variables, names, images)
     return _subject(trained, _titles(setup.config), setup.dataset.test)
 
 
@@ -97,10 +100,10 @@ def of_network(directory: str | Path) -> Subject:
 
 def _subject(trained, titles, test=None):
     modules = {name: models.create(name, len(trained.class_names)) for name in trained.networks}
-    members = zip(titles, trained.networks, trained.variables, strict=True)
+    members = zip(titles, trained.networks, trained.variables, trained.images, strict=True)
     return Subject(
-        peers=[Peer(title, modules[name], variables) for title, name, variables in members],
-        images=trained.images,
+        peers=[Peer(title, modules[name], *rest) for title, name, *rest in members],
+        images=trained.images[0],
         class_names=tuple(trained.class_names),
         test=test,
     )

@@ -88,7 +88,8 @@ class Began(NamedTuple):
     """The facts about a run in `run.json`, for uses of the run without its data.
 
     Attributes:
-      images: preprocessing of the networks' images.
+      images: preprocessing of the images.
+      own_images: peer → its own one, for peers that started from a network of other images.
       class_names: [C], in the order of the outputs.
       train_images: number of training images.
       streamed: whether images are read from disk during training.
@@ -97,6 +98,7 @@ class Began(NamedTuple):
     """
 
     images: Preprocessing
+    own_images: dict[int, Preprocessing]
     class_names: tuple[str, ...]
     train_images: int
     streamed: bool
@@ -115,6 +117,10 @@ def began(workdir: str | Path) -> Began:
         facts = json.loads(path.read_text())
         return Began(
             images=preprocessing.from_json(facts),
+            own_images={
+                int(peer): preprocessing.from_json(facts | scale)
+                for peer, scale in facts.get("scales", {}).items()
+            },
             class_names=tuple(facts["class_names"]),
             train_images=facts["train_images"],
             streamed=facts["streamed"],
@@ -128,7 +134,12 @@ def began(workdir: str | Path) -> Began:
 
 
 def create(
-    workdir: Path, config, dataset: Dataset, images: Preprocessing, train_images: int
+    workdir: Path,
+    config,
+    dataset: Dataset,
+    images: Preprocessing,
+    own_images: dict[int, Preprocessing],
+    train_images: int,
 ) -> None:
     """Make a directory this run's, unless it is already.
 
@@ -138,10 +149,11 @@ def create(
       workdir: an existing directory that `check` accepts.
       config: the whole config.
       dataset: both splits.
-      images, train_images: see `Began`.
+      images, own_images, train_images: see `Began`.
     """
     if is_main() and not (workdir / "config.json").exists():
         facts = images.to_json() | {
+            "scales": {peer: own.scale() for peer, own in own_images.items()},
             "class_names": dataset.class_names,
             "train_images": train_images,
             "streamed": dataset.streamed,

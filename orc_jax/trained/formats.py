@@ -44,7 +44,7 @@ def write(trained: TrainedNetworks, directory: Path) -> dict[str, float | str]:
 
 
 def _write(trained, directory):
-    shape = (4, *trained.images.image_shape)
+    shape = (4, *trained.images[0].image_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = _run(trained, trained.variables)(images)
     results = {}
@@ -98,7 +98,7 @@ def _made_for(target, trained, variables, images):
 
 def _any_batch(trained):
     (batch,) = jax.export.symbolic_shape("batch")
-    return jax.ShapeDtypeStruct((batch, *trained.images.image_shape), np.uint8)
+    return jax.ShapeDtypeStruct((batch, *trained.images[0].image_shape), np.uint8)
 
 
 def weights(trained: TrainedNetworks) -> bytes:
@@ -191,7 +191,7 @@ def read_onnx(trained: TrainedNetworks, content: bytes) -> Callable:
 
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        session.run(None, {"images": np.zeros((1, *trained.images.image_shape), np.uint8)})
+        session.run(None, {"images": np.zeros((1, *trained.images[0].image_shape), np.uint8)})
     except Exception as error:
         # The classes of its exceptions are not public.
         raise Unavailable(f"onnxruntime cannot run it: {_short(error)}") from error

@@ -81,7 +81,7 @@ def load(directory: str | Path) -> Model:
             "network.json or config.json"
         )
     run = partial(jax.jit(partial(logits, trained)), jax.device_put(trained.variables))
-    return Model(trained.class_names, trained.images, run)
+    return Model(trained.class_names, trained.images[0], run)
 
 
 def read_stablehlo(program: bytes) -> Callable:

@@ -29,7 +29,7 @@ config.
 ## Input and output
 
 Images: uint8 [B, {shape}] (height, width, channels), 0 to 255, for any B. {scaling}
-(x / 255 − mean) / std with mean {mean} and std {std} is part of the StableHLO and ONNX programs.
+(x / 255 − mean) / std with {scale} is part of the StableHLO and ONNX programs.
 
 {output} [B, {classes}]; their softmax gives the probabilities. All computation is in float32.
 
@@ -117,8 +117,7 @@ def text(about: dict, folder: str) -> str:
         "accuracy": _accuracy(about),
         "shape": ", ".join(map(str, images["image_shape"])),
         "scaling": _scaling(images) if from_files else "",
-        "mean": [round(value, 4) for value in images["mean"]],
-        "std": [round(value, 4) for value in images["std"]],
+        "scale": _scale(about["scales"]),
         "output": "Logarithms of the mean of the networks' softmax outputs"
         if ensemble
         else "Logits",
@@ -154,6 +153,19 @@ def _accuracy(about):
         f"cross-entropy {scores['loss']:.4f}, evaluated at step {scores['step']}; the weights are "
         f"those of step {about['step']}."
     )
+
+
+def _scale(scales):
+    """Describe the normalisation, which may be another for each network of an ensemble."""
+    texts = [
+        "mean {mean} and std {std}".format(
+            **{name: [round(value, 4) for value in values] for name, values in scale.items()}
+        )
+        for scale in scales
+    ]
+    if len(set(texts)) == 1:
+        return texts[0]
+    return ", ".join(f"{text} for network {i}" for i, text in enumerate(texts))
 
 
 def _scaling(images):

@@ -25,7 +25,7 @@ class TrainedNetworks(NamedTuple):
       networks: name of each network in the registry.
       variables: {"params", "batch_stats"} of each network.
       class_names: [C], in the order of the outputs.
-      images: preprocessing of the images, with their shape.
+      images: preprocessing of each network's images; shape and resizing are equal.
       peer: position of the network in its group, or "ensemble"; None for a saved network.
       step: of the checkpoint; None for a saved network.
       scores: "top1", "top5" and "loss" on the test images, with the "step" of that evaluation, the
@@ -35,7 +35,7 @@ class TrainedNetworks(NamedTuple):
     networks: list[str]
     variables: list[Any]
     class_names: list[str]
-    images: Preprocessing
+    images: list[Preprocessing]
     peer: int | str | None = None
     step: int | None = None
     scores: dict = {}  # noqa: RUF012 - never written to
@@ -51,10 +51,12 @@ def logits(
       variables: `trained.variables`, as an argument of its own so that JAX can trace it.
       images: before normalisation.
     """
-    images = batches.normalise(trained.images, images)
+    normalised = [batches.normalise(scale, images) for scale in trained.images]
     outputs: list[Any] = [
-        models.create(name, len(trained.class_names)).apply(own_variables, images, train=False)
-        for name, own_variables in zip(trained.networks, variables, strict=True)
+        models.create(name, len(trained.class_names)).apply(own_variables, own_images, train=False)
+        for name, own_variables, own_images in zip(
+            trained.networks, variables, normalised, strict=True
+        )
     ]
     if trained.peer != "ensemble":
         return outputs[0]
@@ -73,7 +75,7 @@ def from_saved(directory: str | Path) -> TrainedNetworks:
             f"{directory} does not say how images are normalised: import it with --mean=… --std=…"
         )
     return TrainedNetworks(
-        [about["network"]], [variables], about["class_names"], preprocessing.from_json(about)
+        [about["network"]], [variables], about["class_names"], [preprocessing.from_json(about)]
     )
 
 
@@ -106,7 +108,7 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
         networks=[config.peers[i].model for i in members],
         variables=[variables[i] for i in members],
         class_names=list(run.class_names),
-        images=run.images,
+        images=[run.own_images.get(i, run.images) for i in members],
         peer=peer if peer == "ensemble" else int(peer),
         step=step,
         scores=_scores(tested[0], peer) if tested else {},

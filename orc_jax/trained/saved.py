@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from orc_jax import methods, models, peers
+from orc_jax.data import preprocessing
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.processes import barrier, is_main
@@ -80,32 +82,38 @@ def load(directory: str | Path):
 
 
 def pretrained(
-    group: peers.Group, sources: dict[int, str], image_shape, class_names: tuple[str, ...] = ()
-) -> dict:
+    group: peers.Group,
+    sources: dict[int, str],
+    images: Preprocessing,
+    class_names: tuple[str, ...] = (),
+) -> tuple[dict[int, Any], dict[int, Preprocessing]]:
     """Load the variables of the peers that start from a trained network.
 
     Args:
       group: the networks.
       sources: peer → what it starts from (`peers[i].init_from`).
-      image_shape: (height, width, channels).
+      images: preprocessing of the group's images.
       class_names: of the data. A network that knows the same classes in another order gets its
         outputs reordered.
 
     Returns:
-      Position of a peer → {"params", "batch_stats"} of its network, without auxiliary heads.
+      Position of a peer → {"params", "batch_stats"} of its network, without auxiliary heads; and
+      position of a peer → preprocessing that its network was trained with, where that is known and
+      differs from the group's.
 
     Raises:
       UserError: a file is missing, unreadable, or holds another network or one of other classes.
     """
     loaded: dict[int, Any] = {}
+    own_images: dict[int, Preprocessing] = {}
     for stack in group.stacks:
-        _, template = peers.abstract_logits(stack, image_shape)
+        _, template = peers.abstract_logits(stack, images.image_shape)
         for peer in stack.peers:
             source = sources.get(peer)
             if not source or peer in loaded:
                 continue
             try:
-                variables, names = _from(source, stack.name, template)
+                variables, names, scale = _from(source, stack.name, template)
                 variables = _reordered(variables, names, class_names)
             except UserError as error:
                 raise UserError(f"peers[{peer}].init_from: {error}") from error
@@ -116,13 +124,17 @@ def pretrained(
                     "or classes than these"
                 )
             loaded[peer] = variables
-    return loaded
+            own = scale and images._replace(mean=scale.mean, std=scale.std)
+            if own and own.scale() != images.scale():
+                own_images[peer] = own
+    return loaded, own_images
 
 
 def _from(source, network, template):
-    """Load variables and class names (() if unknown) of a saved network, a run or a PyTorch file.
+    """Load variables, class names and preprocessing of a saved network, a run or a PyTorch file.
 
-    A run is RUN, RUN:PEER, or either of them with @best or the @STEP of a checkpoint behind it.
+    What is unknown is () or None. A run is RUN, RUN:PEER, or either of them with @best or the
+    @STEP of a checkpoint behind it.
     """
     which = "last"
     if not Path(source).exists() and "@" in source:
@@ -131,13 +143,14 @@ def _from(source, network, template):
     if not Path(source).exists():
         directory, _, peer = source.rpartition(":")
     if not directory or not Path(directory).is_dir():
-        return torch_weights.convert(torch_weights.load(source), network, template), ()
+        return torch_weights.convert(torch_weights.load(source), network, template), (), None
     if (Path(directory) / "network.json").exists():
         _, variables, description = load(directory)
         if description["network"] != network:
             raise UserError(f"{directory} is a {description['network']}, not a {network}")
-        return variables, tuple(description.get("class_names", ()))
-    return _from_run(directory, peer, network, which), began(directory).class_names
+        scale = preprocessing.from_json(description) if "mean" in description else None
+        return variables, tuple(description.get("class_names", ())), scale
+    return _from_run(directory, peer, network, which)
 
 
 def _reordered(variables, own: tuple[str, ...], names: tuple[str, ...]):
@@ -207,7 +220,7 @@ def of_checkpoint(workdir: str | Path, which: str) -> tuple[int, list]:
 
 
 def _from_run(workdir, peer, network, which):
-    """Load a peer of an earlier run from a checkpoint; "" is the only one that fits."""
+    """Load what `_from` does of a peer of an earlier run; "" is the only one that fits."""
     config = read_config(workdir)
     names = [member.model for member in config.peers]
     allowed = [str(i) for i, name in enumerate(names) if name == network]
@@ -219,4 +232,6 @@ def _from_run(workdir, peer, network, which):
         raise UserError(
             f"{workdir} has several: write {workdir}:PEER, PEER of {', '.join(allowed)}"
         )
-    return of_checkpoint(workdir, which)[1][int(peer or allowed[0])]
+    found, run = int(peer or allowed[0]), began(workdir)
+    scale = run.own_images.get(found, run.images)
+    return of_checkpoint(workdir, which)[1][found], run.class_names, scale
