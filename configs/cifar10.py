@@ -30,12 +30,17 @@ RECIPES = {
     "takd": Recipe("takd", CHAIN, ORC),
     "dgkd": Recipe("dgkd", CHAIN, ORC),
     "orc_peers": Recipe("orc", ("resnet20",) * 4, ORC, {"pivot": None}),
-    "switokd": Recipe("switokd", ("wrn_16_8", "wrn_16_1"), SWITOKD),
+    "switokd": Recipe("switokd", ("switokd_wrn_16_8", "switokd_wrn_16_1"), SWITOKD),
     # Our choice, because three networks are published on CIFAR-100 alone.
     "switokd_2t1s": Recipe(
-        "switokd", ("wrn_16_8", "wrn_16_2", "wrn_16_1"), SWITOKD, {"teachers": 2}
+        "switokd",
+        ("switokd_wrn_16_8", "switokd_wrn_16_2", "switokd_wrn_16_1"),
+        SWITOKD,
+        {"teachers": 2},
     ),
-    "switokd_1t2s": Recipe("switokd", ("wrn_16_8", "wrn_16_2", "wrn_16_1"), SWITOKD),
+    "switokd_1t2s": Recipe(
+        "switokd", ("switokd_wrn_16_8", "switokd_wrn_16_2", "switokd_wrn_16_1"), SWITOKD
+    ),
 }
 
 

@@ -21,7 +21,7 @@ SWITOKD = {
     "optimizer": {"nesterov": False, "decay_epochs": (139, 199, 249)},
 }
 SWITOKD_3 = SWITOKD | {"epochs": 269}
-THREE = ("wrn_16_10", "wrn_16_2", "switokd_mobilenet")
+THREE = ("switokd_wrn_16_10", "switokd_wrn_16_2", "switokd_mobilenet")
 ADAM = {"switokd_mobilenet": {"name": "adam", "learning_rate": 0.01, "weight_decay": 1e-4}}
 # A teacher, two assistants and the target student.
 CHAIN = ("resnet56", "resnet44", "resnet32", "resnet20")
@@ -34,7 +34,7 @@ RECIPES = {
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe(
         "switokd",
-        ("wrn_16_2", "MobileNetV2"),
+        ("switokd_wrn_16_2", "MobileNetV2"),
         SWITOKD,
         optimizers={"MobileNetV2": {"learning_rate": 0.01}},
     ),

@@ -22,8 +22,8 @@ RECIPES = {
     **recipes.baselines(DATA),
     "orc": Recipe("orc", ("resnet56", "resnet44", "resnet32", "resnet20"), ORC),
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
-    "switokd": Recipe("switokd", ("ResNet34", "mobilenet_v2_x1.4"), SWITOKD),
-    "switokd_small": Recipe("switokd", ("wrn_16_2", "resnet20"), SWITOKD),
+    "switokd": Recipe("switokd", ("switokd_resnet34", "mobilenet_v2_x1.4"), SWITOKD),
+    "switokd_small": Recipe("switokd", ("switokd_wrn_16_2_tiny", "switokd_resnet20"), SWITOKD),
 }
 
 

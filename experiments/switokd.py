@@ -20,9 +20,9 @@ STUDY = Study(
     },
     baseline="vanilla",
     published={
-        "cifar10 wrn_16_8,wrn_16_1": {"SwitOKD": 92.50},
-        "cifar100 wrn_16_2,MobileNetV2": {"SwitOKD": 67.24},
-        "tiny_imagenet ResNet34,mobilenet_v2_x1.4": {"vanilla": 50.98, "SwitOKD": 58.71},
-        "tiny_imagenet wrn_16_2,resnet20": {"SwitOKD": 55.03},
+        "cifar10 switokd_wrn_16_8,switokd_wrn_16_1": {"SwitOKD": 92.50},
+        "cifar100 switokd_wrn_16_2,MobileNetV2": {"SwitOKD": 67.24},
+        "tiny_imagenet switokd_resnet34,mobilenet_v2_x1.4": {"vanilla": 50.98, "SwitOKD": 58.71},
+        "tiny_imagenet switokd_wrn_16_2_tiny,switokd_resnet20": {"SwitOKD": 55.03},
     },
 )

@@ -14,6 +14,9 @@ STUDY = Study(
     },
     baseline="vanilla",
     published={
-        "cifar100 wrn_16_10,wrn_16_2,switokd_mobilenet": {"2T1S": 65.03, "1T2S": 64.62},
+        "cifar100 switokd_wrn_16_10,switokd_wrn_16_2,switokd_mobilenet": {
+            "2T1S": 65.03,
+            "1T2S": 64.62,
+        },
     },
 )

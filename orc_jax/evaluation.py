@@ -37,27 +37,27 @@ def evaluate(
     _, evaluation_step, _ = compile_steps(
         setup.config, setup.group, setup.method, streamed=setup.streamed
     )
-    test = evaluate_split(setup, evaluation_step, state.stacks)
+    test = evaluate_split(setup, evaluation_step, state)
     title = f"{workdir}, {which} checkpoint (step {step})"
     show_table(setup, title, test, state.promotions.tolist(), step)
     return test
 
 
-def evaluate_split(setup: Setup, evaluation_step, stacks) -> dict:
-    """Evaluate every peer and the ensemble on the test images, each counted once.
+def evaluate_split(setup: Setup, evaluation_step, state: State) -> dict:
+    """Evaluate every peer and the ensembles on the test images, each counted once.
 
     Args:
       setup: of the run.
       evaluation_step: of `compile_steps`.
-      stacks: `State.stacks`.
+      state: of the networks.
 
     Returns:
       See `metrics.evaluation`.
     """
-    sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size)))
+    sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size, setup.method)))
     for split, index in evaluation_batches(setup):
-        sums = evaluation_step(stacks, split, index, sums)
-    return metrics.evaluation(jax.device_get(sums))
+        sums = evaluation_step(state, split, index, sums)
+    return metrics.evaluation(jax.device_get(sums), list(setup.method.ensembles))
 
 
 def evaluation_batches(setup: Setup) -> Iterator[tuple]:

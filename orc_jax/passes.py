@@ -222,12 +222,12 @@ def stack_peers(rows: list[Outputs]) -> Outputs:
 
 
 def predict_group(group: Group, states, images):
-    """Run the whole group in eval mode; return the logits [P, B, C] of the whole batch."""
+    """Run the whole group in eval mode; return the outputs for the whole batch."""
     outputs = [
         predict(stack, state, inputs_of(stack, images))
         for stack, state in zip(group.stacks, states, strict=True)
     ]
-    return whole_outputs(group, outputs).logits
+    return whole_outputs(group, outputs)
 
 
 # --- Backward and update ---

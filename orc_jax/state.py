@@ -20,13 +20,19 @@ class MethodState:
     """What a method itself remembers.
 
     Attributes:
-      params, opt_state: of its own network (`Method.own_network`); empty without one.
+      params, stats, opt_state: of its own network (`Method.own_network`); empty without one.
       memory: see `Memory`.
     """
 
     params: Any
+    stats: Any
     opt_state: Any
     memory: Any
+
+    @property
+    def variables(self) -> dict:
+        """The variables of the own network."""
+        return {"params": self.params, "batch_stats": self.stats}
 
 
 @flax.struct.dataclass
@@ -139,25 +145,28 @@ def _empty_batch(config, group, method, image_shape) -> Batch:
 def _init_own(config, group, method, image_shape) -> MethodState:
     memory = method.memory.first(config.method, group.size)
     if not method.own_network:
-        return MethodState({}, {}, memory)
+        return MethodState({}, {}, {}, memory)
     network = method.own_network(config.method, group.size)
     key = jax.random.fold_in(streams(config.seed)[0], group.size)  # peers have 0 to P−1
-    params = network.init(key, _empty_batch(config, group, method, image_shape))["params"]
+    variables = network.init(key, _empty_batch(config, group, method, image_shape), train=False)
+    params, stats = variables["params"], variables.get("batch_stats", {})
     optimizer = optimizers.optimizer(optimizers.settings(config, config.peers[0]))
-    return MethodState(params, optimizer.init(params), memory)
+    return MethodState(params, stats, optimizer.init(params), memory)
 
 
 def _zero_sums(config, group, method, image_shape, own):
     """Return zeros for every metric of the method."""
 
-    def metrics(params):
+    def metrics(variables):
         def update_teachers(stacks, logits, update):
             return stacks, logits, jnp.zeros(group.size)
 
         batch, key = _empty_batch(config, group, method, image_shape), jax.random.key(0)
-        return apply_method(config.method, method, (), batch, params, key, update_teachers).metrics
+        return apply_method(
+            config.method, method, (), batch, variables, key, update_teachers
+        ).metrics
 
-    sums = jax.eval_shape(metrics, own.params)
+    sums = jax.eval_shape(metrics, own.variables)
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums)
 
 

@@ -25,13 +25,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from orc_jax import losses, optimizers, passes, peers, teachers
 from orc_jax import state as states
 from orc_jax.data import batches, mixing
-from orc_jax.methods.apply import apply_method
+from orc_jax.methods.apply import apply_method, ensembles
 from orc_jax.methods.method import Batch, Method
 from orc_jax.state import MethodState, State, streams
 
@@ -97,9 +98,9 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
             epoch=state.step // len(order),
             memory=state.method.memory,
         )
-        own_params = state.method.params
+        own = state.method.variables
         applied = apply_method(
-            config.method, method, state.stacks, batch, own_params, method_key, update_teachers
+            config.method, method, state.stacks, batch, own, method_key, update_teachers
         )
         roles = applied.batch.roles
 
@@ -110,7 +111,7 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
         stacks = passes.update_group(
             group, applied.stacks, done, grads, state.step, roles.learns, follows
         )
-        own = _update_own(config, state.method, applied.d_own, state.step, len(order))
+        own = _update_own(config, state.method, applied, state.step, len(order))
 
         # 5. What the run remembers.
         finite = jnp.isfinite(losses.cross_entropy(applied.batch.logits, labels)).all(axis=1)
@@ -129,18 +130,18 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
     return step
 
 
-def _update_own(config, state: MethodState, grads, step, steps_per_epoch) -> MethodState:
+def _update_own(config, state: MethodState, applied, step, steps_per_epoch) -> MethodState:
     """Take the optimizer step of the method's own parameters, by the settings of the first peer."""
     if not state.params:
         return state
     # Every device has the whole gradient; the mean keeps their copies equal bit for bit.
-    grads = lax.pmean(grads, ("data", "peer"))
+    grads = lax.pmean(applied.d_own, ("data", "peer"))
     settings = optimizers.settings(config, config.peers[0])
     optimizer = optimizers.optimizer(settings)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     rate = optimizers.schedule(settings, config.epochs, steps_per_epoch)(step)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    return MethodState(params, opt_state, state.memory)
+    return MethodState(params, applied.own_stats, opt_state, state.memory)
 
 
 def evaluation_batch_size(config, group: peers.Group) -> int:
@@ -149,37 +150,46 @@ def evaluation_batch_size(config, group: peers.Group) -> int:
     return -(-config.eval_batch_size // devices) * devices
 
 
-def make_evaluation_step(group: peers.Group, batch_size: int):
-    """Make the evaluation step: (stacks, test split, batch index, sums) → sums with one batch more.
+def make_evaluation_step(config, group: peers.Group, method: Method, batch_size: int):
+    """Make the evaluation step: (state, test split, batch index, sums) → sums with one batch more.
 
-    The sums are over images, for the P peers followed by the ensemble, whose output is the mean of
-    the peers' softmax outputs: correct top-1 and top-5 answers, and cross-entropy in nats. The
-    diversity and the number of images are one number each.
+    The sums are over images, for the P peers followed by the ensembles: correct top-1 and top-5
+    answers, and cross-entropy in nats. The output of the first ensemble is the mean of the peers'
+    softmax outputs; the others are those of the method, in their order. The diversity has a number
+    for each ensemble; the number of images is one.
     """
+    members = [list(range(group.size))]
+    members += [e.members(config.method, group.size) for e in method.ensembles.values()]
 
-    def step(stacks, data: batches.OnDevice, index, sums):
+    def step(state: State, data: batches.OnDevice, index, sums):
         images, labels, counts = batches.evaluation_batch(data, index, batch_size)
-        logits = passes.predict_group(group, stacks, passes.share(images, "data"))
-        log_probs = jax.nn.log_softmax(logits)
-        log_probs = jnp.concatenate([log_probs, losses.ensemble(log_probs)[None]])
+        outputs = passes.predict_group(group, state.stacks, passes.share(images, "data"))
+        batch = Batch(outputs=outputs, labels=labels, memory=state.method.memory)
+        named = ensembles(config.method, method, batch, state.method.variables)
+        log_probs = jax.nn.log_softmax(outputs.logits)
+        rows = [losses.ensemble(log_probs), *map(jax.nn.log_softmax, named.values())]
+        log_probs = jnp.concatenate([log_probs, jnp.stack(rows)])
         best = lax.top_k(log_probs, min(5, log_probs.shape[-1]))[1] == labels[:, None]
-        batch = {
+        values = {
             "top1": best[..., 0],
             "top5": best.any(axis=-1),
             "loss": losses.cross_entropy(log_probs, labels),
+            "diversity": jnp.stack(
+                [losses.diversity(outputs.logits[np.array(rows)]) for rows in members]
+            ),
         }
-        batch["diversity"] = losses.diversity(logits)[None]
-        batch = {name: jnp.where(counts, value, 0).sum(axis=1) for name, value in batch.items()}
-        batch["images"] = counts.sum()
-        return jax.tree.map(lambda s, b: s + b.astype(jnp.float32), sums, batch)
+        values = {name: jnp.where(counts, value, 0).sum(axis=1) for name, value in values.items()}
+        values["images"] = counts.sum()
+        return jax.tree.map(lambda s, v: s + v.astype(jnp.float32), sums, values)
 
     return step
 
 
-def evaluation_zeros(group_size: int) -> dict[str, jax.Array]:
+def evaluation_zeros(group_size: int, method: Method) -> dict[str, jax.Array]:
     """Return the sums of `make_evaluation_step` before the first batch."""
-    zeros = {name: jnp.zeros(group_size + 1) for name in ("top1", "top5", "loss")}
-    return zeros | {"diversity": jnp.zeros(1), "images": jnp.zeros(())}
+    count = 1 + len(method.ensembles)
+    zeros = {name: jnp.zeros(group_size + count) for name in ("top1", "top5", "loss")}
+    return zeros | {"diversity": jnp.zeros(count), "images": jnp.zeros(())}
 
 
 def make_prediction_step(group: peers.Group, batch_size: int):
@@ -187,7 +197,7 @@ def make_prediction_step(group: peers.Group, batch_size: int):
 
     def step(stacks, data: batches.OnDevice, index):
         images, _, _ = batches.evaluation_batch(data, index, batch_size)
-        return passes.predict_group(group, stacks, passes.share(images, "data"))
+        return passes.predict_group(group, stacks, passes.share(images, "data")).logits
 
     return step
 
@@ -229,8 +239,8 @@ def compile_steps(config, group: peers.Group, method: Method, *, streamed: bool 
     return (
         spmd(train, (state, split, everywhere), state, donate_argnums=0),
         spmd(
-            make_evaluation_step(group, size),
-            (state.stacks, split, everywhere, everywhere),
+            make_evaluation_step(config, group, method, size),
+            (state, split, everywhere, everywhere),
             everywhere,
         ),
         spmd(make_prediction_step(group, size), (state.stacks, split, everywhere), everywhere),

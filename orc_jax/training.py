@@ -256,7 +256,7 @@ class _Loop:
         }
         is_last, score = epoch == config.epochs, None
         if epoch % config.eval_every == 0 or is_last:
-            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state.stacks)
+            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state)
             score = _score(setup, self.record)
         writers.write(self.record)
         self.shown.epoch(self.record)
@@ -271,7 +271,7 @@ class _Loop:
         setup, config = self.setup, self.setup.config
         self.checkpoints.wait()
         if "test" not in self.record:  # the metrics of a finished run were deleted
-            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state.stacks)
+            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state)
         _save_kept(setup, self.workdir, self.state)
         title = f"{config.method.name} after epoch {config.epochs}"
         show_table(setup, title, self.record["test"], self.state.promotions.tolist(), self.step)

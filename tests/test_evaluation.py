@@ -3,14 +3,15 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_trees_equal, tiny_config, tiny_data
 from test_folder import picture, save
 
 import orc_jax
-from orc_jax import prepare
-from orc_jax.data import decode, folder, hold_out
+from orc_jax import losses, peers, prepare
+from orc_jax.data import batches, decode, folder, hold_out
 from orc_jax.errors import UserError
 from orc_jax.insight import inspect
 from orc_jax.insight.report import findings
@@ -98,3 +99,43 @@ def test_a_run_is_evaluated_as_it_was_trained_whatever_the_memory(tmp_path, monk
         for name in ("mean", "std"):
             split = jax.device_get(getattr(setup.test_split, name))
             np.testing.assert_array_equal(split, getattr(noted, name))
+
+
+@pytest.mark.parametrize("method, name", [("one", "gated"), ("okddip", "auxiliary")])
+def test_the_ensemble_of_a_methods_paper_is_evaluated_beside_the_mean(tmp_path, method, name):
+    """ONE-E, by its gate in eval mode, and OKDDip's, which leaves out the leader."""
+    config, data = tiny_config(("pixels",) * 3, method), tiny_data(train=80)
+    result = orc_jax.train(config, tmp_path, data)
+    state, test = jax.device_get(result.state), result.metrics["test"]
+    setup, _, _ = prepare.restore(tmp_path, data=data)
+    (stack,), images = setup.group.stacks, batches.normalise(setup.images, data[2])
+    outputs = [
+        stack.module.apply(
+            peers.plain_variables(setup.group.stacks, state.stacks, i),
+            images,
+            train=False,
+            method="outputs",
+        )
+        for i in range(3)
+    ]
+    logits = np.stack([output.logits for output in outputs])
+    if method == "one":
+        own = state.method
+        x = outputs[0].trunk @ own.params["Dense_0"]["kernel"]
+        (norm, stats) = own.params["BatchNorm_0"], own.stats["BatchNorm_0"]
+        assert abs(stats["mean"]).max() > 0
+        x = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm["bias"]
+        gate = np.asarray(jax.nn.softmax(jax.nn.relu(x)))
+        expected, members = np.einsum("bp,pbc->bc", gate, logits), logits
+    else:
+        expected, members = logits[:2].mean(axis=0), logits[:2]
+    top1 = 100 * np.mean(expected.argmax(axis=1) == data[3])
+    found = test["ensembles"][name]
+    assert test["ensembles"].keys() == {name}
+    assert found["top1"] == pytest.approx(top1, abs=1e-3)
+    loss = losses.cross_entropy(jnp.asarray(expected), jnp.asarray(data[3])).mean()
+    assert found["loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert found["loss"] != pytest.approx(test["ensemble"]["loss"], rel=1e-4)
+    diversity = float(losses.diversity(jnp.asarray(members)).mean())
+    assert found["diversity"] == pytest.approx(diversity, rel=1e-4)
+    assert orc_jax.evaluate(tmp_path, data=data) == test

@@ -53,7 +53,8 @@ def plain_loss(setup, config, images, labels, epoch=0):
         outputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
         batch = Batch(outputs, labels, epoch=epoch)
         if network:
-            batch = batch._replace(own_output=network.apply({"params": own}, batch))
+            answer, _ = network.apply({"params": own}, batch, train=True, mutable="batch_stats")
+            batch = batch._replace(own_output=answer)
         return sum(jnp.sum(term) for term in method.loss(config.method, batch).values())
 
     return total

@@ -41,6 +41,7 @@ KINDS = (
     *("resnet8", "ResNet10", "ResNet50", "wrn_16_1", "vgg8", "okddip_vgg16", "wide_resnet20_8"),
     *("densenet_40_12", "ShuffleV1", "ShuffleV2", "MobileNetV2", "mobilenet", "switokd_mobilenet"),
     *("resnet10", "resnet50", "MobileNetV1", "mobilenet_v2"),
+    *("switokd_wrn_16_1", "switokd_resnet20", "switokd_resnet34"),
 )
 
 
@@ -63,7 +64,7 @@ def count(variables):
 # Operations that come again and again within and among these: to compile each of them once takes
 # less time than every network as a whole.
 REPEATING = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet56", "resnet110", "wrn", "vgg")
-REPEATING = (*REPEATING, "okddip_resnet110", "ResNet18", "wide_resnet", "okddip_vgg16")
+REPEATING = (*REPEATING, "okddip_resnet110", "ResNet18", "wide_resnet", "okddip_vgg16", "switokd_")
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name != HEADS])
@@ -221,7 +222,9 @@ def test_outputs_are_those_of_the_parts(name):
 BLOCKS = {  # of every family, and the channels that go into it
     resnet.ResidualBlock: (6, 8),
     resnet.Bottleneck: (6, 8),
+    resnet.ShortcutWithoutParameters: (4, 8),
     wide_resnet.PreActivationBlock: (6, 8),
+    wide_resnet.PreActivationBlockSwitokd: (6, 8),
     vgg.ConvBlock: (6, 8),
     densenet.DenseLayer: (6, 4),
     shufflenet.ShuffleBlockV1: (24, 48),
@@ -284,6 +287,19 @@ def test_batch_norm_keeps_nine_tenths_of_the_old_statistics():
     np.testing.assert_allclose(stats["mean"], 0.1 * before.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
     unbiased = np.var(before, axis=(0, 1, 2), ddof=1)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * unbiased, rtol=1e-5)
+
+
+def test_the_last_norm_of_switokds_wide_network_follows_the_batch_by_nine_tenths():
+    images = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype(np.float32)
+
+    def mean_after(norm):
+        network = wide_resnet.wide_resnet_switokd(10, 1, 10, norm)
+        variables = network.init(jax.random.key(0), images, train=False)
+        _, updated = network.apply(variables, images, train=True, mutable="batch_stats")
+        return updated["batch_stats"]["head"]["bn1"]["mean"]
+
+    usual = mean_after(lambda **kwargs: BatchNorm(**kwargs | {"momentum": 0.9}))
+    np.testing.assert_allclose(mean_after(BatchNorm), 9 * usual, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

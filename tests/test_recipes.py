@@ -50,6 +50,13 @@ PARAMETERS = {  # 100 classes, 32×32×3; the first eleven are in the golden fil
     "ResNet34": 21_328_292,
     "resnet34": 21_335_972,
     "resnet18": 11_227_812,
+    "switokd_wrn_16_1": 181_476,
+    "switokd_wrn_16_2": 704_420,
+    "switokd_wrn_16_2_tiny": 704_420,
+    "switokd_wrn_16_8": 11_012_036,
+    "switokd_wrn_16_10": 17_179_940,
+    "switokd_resnet20": 275_572,
+    "switokd_resnet34": 21_328_292,
     "mobilenet_v2_x1.4": 4_495_076,  # torchvision's count at 200 classes is 179,300 more
 }
 MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "peer"))
@@ -136,16 +143,16 @@ def test_dcms_recipe():
 def test_switokds_recipes():
     ten, hundred = load("cifar10", "switokd"), load("cifar100", "switokd")
     assert shown(ten) == (299, 128, 0.1, 0.1, (99, 149, 199), False)
-    assert [peer.model for peer in ten.peers] == ["wrn_16_8", "wrn_16_1"]
+    assert [peer.model for peer in ten.peers] == ["switokd_wrn_16_8", "switokd_wrn_16_1"]
     assert shown(hundred)[4] == (139, 199, 249)
-    assert [peer.model for peer in hundred.peers] == ["wrn_16_2", "MobileNetV2"]
+    assert [peer.model for peer in hundred.peers] == ["switokd_wrn_16_2", "MobileNetV2"]
     assert [peer.optimizer.learning_rate for peer in hundred.peers] == [None, 0.01]
     for preset, teachers in (("switokd_2t1s", 2), ("switokd_1t2s", 1)):
         three = load("cifar100", preset)
         assert three.method.teachers == teachers
         assert [peer.model for peer in three.peers] == [
-            "wrn_16_10",
-            "wrn_16_2",
+            "switokd_wrn_16_10",
+            "switokd_wrn_16_2",
             "switokd_mobilenet",
         ]
         mobilenet = three.peers[2].optimizer
@@ -154,8 +161,8 @@ def test_switokds_recipes():
 
 def test_switokds_recipes_on_tiny_imagenet():
     for preset, pair in (
-        ("switokd", ["ResNet34", "mobilenet_v2_x1.4"]),
-        ("switokd_small", ["wrn_16_2", "resnet20"]),
+        ("switokd", ["switokd_resnet34", "mobilenet_v2_x1.4"]),
+        ("switokd_small", ["switokd_wrn_16_2_tiny", "switokd_resnet20"]),
     ):
         config = load("tiny_imagenet", preset)
         assert shown(config) == (199, 128, 0.01, 0.1, (99, 139, 179), False)

@@ -24,6 +24,7 @@ class Applied(NamedTuple):
       batch: with the new logits of the teachers that were updated first, and the roles.
       d_outputs: the gradient of the loss for `batch.outputs`.
       d_own: the gradient for the parameters of the method's own network.
+      own_stats: running statistics of that network.
       metrics: name → float32, a number or [P].
     """
 
@@ -31,6 +32,7 @@ class Applied(NamedTuple):
     batch: Batch
     d_outputs: Outputs
     d_own: Any
+    own_stats: Any
     metrics: dict[str, jax.Array]
 
 
@@ -39,7 +41,7 @@ _in_full_float32 = jax.default_matmul_precision("highest")
 
 
 def apply_method(
-    config, method: Method, stacks, batch: Batch, own_params, key, update_teachers: Callable
+    config, method: Method, stacks, batch: Batch, own, key, update_teachers: Callable
 ) -> Applied:
     """Run the phase and the loss of a method, and differentiate the loss.
 
@@ -48,7 +50,7 @@ def apply_method(
       method: of the run.
       stacks: variables of the networks, for `update_teachers`.
       batch: without roles.
-      own_params: of the method's own network; {} without one.
+      own: {"params", "batch_stats"} of the method's own network; both {} without one.
       key: for the phase.
       update_teachers: (stacks, logits, `TeacherUpdate`) → stacks with the updated peers, logits
         with theirs, and their losses [P].
@@ -74,15 +76,17 @@ def apply_method(
 
     @_in_full_float32
     def total(outputs, own_params):
-        seen = batch._replace(outputs=outputs)
+        seen, stats = batch._replace(outputs=outputs), own["batch_stats"]
         if own_network:
-            seen = seen._replace(own_output=own_network.apply({"params": own_params}, seen))
+            variables = {"params": own_params, "batch_stats": stats}
+            answer, updated = own_network.apply(variables, seen, train=True, mutable="batch_stats")
+            seen, stats = seen._replace(own_output=answer), updated.get("batch_stats", {})
         terms = method.loss(config, seen)
         _check_terms(method, terms, size)
-        return sum(term.sum() for term in terms.values()), terms
+        return sum(term.sum() for term in terms.values()), (terms, stats)
 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-    (d_outputs, d_own), terms = gradient(batch.outputs, own_params)
+    (d_outputs, d_own), (terms, own_stats) = gradient(batch.outputs, own["params"])
 
     metrics = dict(roles.metrics)
     terms |= taught
@@ -96,7 +100,21 @@ def apply_method(
     metrics["steps"] = jnp.ones(())
     # Sorted, so that the program is the same in every process and is found in the cache.
     metrics = {name: jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)}
-    return Applied(stacks, batch, d_outputs, d_own, metrics)
+    return Applied(stacks, batch, d_outputs, d_own, own_stats, metrics)
+
+
+@_in_full_float32
+def ensembles(config, method: Method, batch: Batch, own) -> dict[str, Any]:
+    """Compute the logits [B, C] of the method's ensembles, by name, from outputs in eval mode.
+
+    Args:
+      config, method, own: see `apply_method`.
+      batch: without roles.
+    """
+    if method.own_network:
+        network = method.own_network(config, len(batch.logits))
+        batch = batch._replace(own_output=network.apply(own, batch, train=False))
+    return {name: ensemble.logits(config, batch) for name, ensemble in method.ensembles.items()}
 
 
 def _check_terms(method, terms, size):

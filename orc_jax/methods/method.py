@@ -162,6 +162,18 @@ class Memory:
     renew: Callable | None = None
 
 
+class Ensemble(NamedTuple):
+    """An ensemble that is evaluated beside the mean of all peers' softmax outputs.
+
+    Attributes:
+      logits: (config, batch) → logits or log-probabilities [B, C], from outputs in eval mode.
+      members: (config, P) → the peers whose diversity is logged with it.
+    """
+
+    logits: Callable[[Any, Batch], Any]
+    members: Callable[[Any, int], list[int]]
+
+
 class OrNone(NamedTuple):
     """The default of a setting that may also be None."""
 
@@ -184,9 +196,10 @@ class Method:
         these networks.
       positions: who plays which role.
       needs: what the method needs from the networks.
-      own_network: (config, P) → Flax module of the method's own parameters, called with a `Batch`;
-        what it returns is `Batch.own_output`.
+      own_network: (config, P) → Flax module of the method's own parameters, called with a `Batch`
+        and `train`; what it returns is `Batch.own_output`.
       memory: what the method remembers.
+      ensembles: name → ensemble of the method's paper, evaluated and logged under this name.
     """
 
     settings: dict[str, Any]
@@ -197,6 +210,7 @@ class Method:
     needs: Needs = field(default_factory=Needs)
     own_network: Callable | None = None
     memory: Memory = field(default_factory=Memory)
+    ensembles: dict[str, Ensemble] = field(default_factory=dict)
 
     def defaults(self) -> ConfigDict:
         """Return the settings as a fresh ConfigDict."""

@@ -12,19 +12,27 @@ import jax.numpy as jnp
 from orc_jax import losses
 from orc_jax.errors import UserError
 from orc_jax.methods import divergence
-from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networks, one_of
-from orc_jax.models.layers import dense
+from orc_jax.methods.method import (
+    Batch,
+    Ensemble,
+    Method,
+    Needs,
+    Positions,
+    equal_networks,
+    one_of,
+)
+from orc_jax.models.layers import Dense
 
 
 class Attention(nn.Module):
     """Queries q_p = W_q f_p and keys k_p = W_k f_p of the auxiliary peers, [B, P−1, D/8] each."""
 
     @nn.compact
-    def __call__(self, batch: Batch):
+    def __call__(self, batch: Batch, train: bool):
         features = jnp.stack(batch.outputs.features[:-1], axis=1)
         size = max(1, features.shape[-1] // 8)
-        query = dense(size, "query", use_bias=False)(features)
-        return query, dense(size, "key", use_bias=False)(features)
+        query = Dense(size, use_bias=False, name="query")(features)
+        return query, Dense(size, use_bias=False, name="key")(features)
 
 
 def loss(config, batch: Batch):
@@ -69,4 +77,11 @@ METHOD = Method(
     ),
     needs=Needs(shared_trunk=lambda config: config.form == "branch"),
     own_network=lambda config, size: Attention(),
+    # What the paper calls its ensemble and its diversity leave out the leader.
+    ensembles={
+        "auxiliary": Ensemble(
+            lambda config, batch: batch.logits[:-1].mean(axis=0),
+            lambda config, size: list(range(size - 1)),
+        )
+    },
 )

@@ -10,35 +10,42 @@ import jax.numpy as jnp
 
 from orc_jax import losses
 from orc_jax.methods import divergence
-from orc_jax.methods.method import Batch, Method, Needs, Positions, equal_networks
-from orc_jax.models.layers import dense
+from orc_jax.methods.method import (
+    Batch,
+    Ensemble,
+    Method,
+    Needs,
+    Positions,
+    equal_networks,
+)
+from orc_jax.models.layers import Dense
+from orc_jax.models.norm import BatchNorm
 
 
 class Gate(nn.Module):
-    """Global average pool of the trunk's output → dense P → batch norm: [B, P].
-
-    The norm always takes the batch's statistics: the gate is used in training alone.
-    """
+    """Global average pool of the trunk's output → dense P → batch norm: [B, P]."""
 
     size: int
 
     @nn.compact
-    def __call__(self, batch: Batch):
+    def __call__(self, batch: Batch, train: bool):
         trunk = batch.outputs.trunk[0]  # the same for all branches
-        x = dense(self.size, use_bias=False)(trunk)  # the norm has the bias
-        scale = self.param("scale", nn.initializers.ones, (self.size,))
-        bias = self.param("bias", nn.initializers.zeros, (self.size,))
-        return scale * jax.nn.standardize(x, axis=0, epsilon=1e-5) + bias
+        x = Dense(self.size, use_bias=False)(trunk)  # the norm has the bias
+        return BatchNorm(use_running_average=not train)(x)
+
+
+def gated(config, batch: Batch):
+    """Compute the ensemble m = Σ_p g_p z_p, [B, C], with the gate g = softmax(ReLU(…)), [B, P]."""
+    gate = jax.nn.softmax(jax.nn.relu(batch.own_output))
+    return jnp.einsum("bp,pbc->bc", gate, batch.logits)
 
 
 def loss(config, batch: Batch):
-    """Compute CE_p + α ramp(e) KD_T(z_p, m) of every branch, and CE(m), m = Σ_p g_p z_p.
+    """Compute CE_p + α ramp(e) KD_T(z_p, m) of every branch, and CE(m).
 
     Gradient flows through m: it trains the gate.
     """
-    z = batch.logits
-    gate = jax.nn.softmax(jax.nn.relu(batch.own_output))  # g [B, P]
-    ensemble = jnp.einsum("bp,pbc->bc", gate, z)
+    z, ensemble = batch.logits, gated(config, batch)
     weight = config.alpha * losses.ramp(batch.epoch, config.ramp_epochs)
     return {
         "ce": losses.cross_entropy(z, batch.truth).mean(axis=1),
@@ -59,4 +66,5 @@ METHOD = Method(
     positions=Positions(titles=lambda config, size: ["branch"] * size),
     needs=Needs(shared_trunk=lambda config: True),
     own_network=lambda config, size: Gate(size),
+    ensembles={"gated": Ensemble(gated, lambda config, size: list(range(size)))},  # ONE-E
 )

@@ -17,6 +17,7 @@ from orc_jax.models import (
     vgg,
     wide_resnet,
 )
+from orc_jax.models.initialisation import SWITOKD
 from orc_jax.models.network import Network
 from orc_jax.models.norm import BatchNorm
 
@@ -81,7 +82,7 @@ NETWORKS = {
         f"wrn_{depth}_{width}": Entry(
             partial(wide_resnet.wide_resnet, depth, width), wide_resnet.TORCH_NAMES
         )
-        for depth, width in ((16, 1), (16, 2), (16, 8), (16, 10), (28, 10), (40, 1), (40, 2))
+        for depth, width in ((16, 1), (16, 2), (16, 8), (16, 10), (40, 1), (40, 2))
     },
     **{
         f"vgg{depth}": Entry(partial(vgg.vgg, convolutions), vgg.TORCH_NAMES)
@@ -98,10 +99,42 @@ NETWORKS = {
         f"densenet_{depth}_12": Entry(partial(densenet.densenet, depth, 12), densenet.TORCH_NAMES)
         for depth in (40, 100)
     },
-    # DCM's MobileNet, and SwitOKD's, which has other strides.
+    # DCM's networks.
+    "wrn_28_10": Entry(
+        partial(wide_resnet.wide_resnet, 28, 10, initialisation=wide_resnet.DCM),
+        wide_resnet.TORCH_NAMES,
+    ),
     "mobilenet": Entry(mobilenet.dcm, mobilenet.TORCH_NAMES_DCM, torch_extra=r"ep\d_"),
+    # SwitOKD's networks for CIFAR, and for Tiny-ImageNet.
     "switokd_mobilenet": Entry(
-        partial(mobilenet.mobilenet, mobilenet.IMAGENET, 1), mobilenet.TORCH_NAMES_SWITOKD
+        partial(mobilenet.mobilenet, mobilenet.IMAGENET, 1, initialisation=SWITOKD),
+        mobilenet.TORCH_NAMES_SWITOKD,
+    ),
+    **{
+        f"switokd_wrn_16_{width}": Entry(
+            partial(wide_resnet.wide_resnet_switokd, 16, width), wide_resnet.TORCH_NAMES_SWITOKD
+        )
+        for width in (1, 2, 8, 10)
+    },
+    "switokd_wrn_16_2_tiny": Entry(
+        partial(wide_resnet.wide_resnet_switokd, 16, 2, initialisation=SWITOKD),
+        wide_resnet.TORCH_NAMES_SWITOKD,
+        size=64,
+    ),
+    "switokd_resnet20": Entry(
+        partial(
+            resnet.resnet,
+            (16, 32, 64),
+            (3, 3, 3),
+            stem_width=16,
+            block=resnet.ShortcutWithoutParameters,
+            initialisation=SWITOKD,
+        ),
+        resnet.TORCH_NAMES_SWITOKD,
+        size=64,
+    ),
+    "switokd_resnet34": Entry(
+        partial(FOUR_STAGES[34], initialisation=SWITOKD), resnet.TORCH_NAMES_SWITOKD_34, size=64
     ),
     # Networks for ImageNet, and the MobileNetV2 for Tiny-ImageNet.
     **{
@@ -119,7 +152,9 @@ NETWORKS = {
         partial(mobilenet_v2.imagenet, 1.0), mobilenet_v2.TORCH_NAMES_IMAGENET, size=224
     ),
     "mobilenet_v2_x1.4": Entry(
-        partial(mobilenet_v2.imagenet, 1.4), mobilenet_v2.TORCH_NAMES_IMAGENET, size=64
+        partial(mobilenet_v2.imagenet, 1.4, initialisation=mobilenet_v2.SWITOKD_TINY),
+        mobilenet_v2.TORCH_NAMES_IMAGENET,
+        size=64,
     ),
 }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import models
+from orc_jax.models.layers import Dense
 
 # Image size → number of classes, as in CIFAR-100, Tiny-ImageNet and ImageNet.
 CLASSES = {32: 100, 64: 200, 224: 1000}
@@ -31,7 +32,7 @@ def cost(name: str) -> tuple[int, int]:
     def count(call, args, kwargs, context):
         nonlocal multiply_adds
         out, layer = call(*args, **kwargs), context.module
-        if isinstance(layer, (nn.Conv, nn.Dense)) and context.method_name == "__call__":
+        if isinstance(layer, (nn.Conv, nn.Dense, Dense)) and context.method_name == "__call__":
             # The whole kernel is applied once at every position of the output.
             positions = out.size // out.shape[-1]
             multiply_adds += positions * layer.get_variable("params", "kernel").size

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from orc_jax.models.initialisation import Initialisation, he_by_fan_in, zero_bias
 from orc_jax.models.layers import avg_pool, conv
 from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
 from orc_jax.models.wide_resnet import Head
@@ -23,6 +24,8 @@ TORCH_NAMES = [
     (r"^head\.fc\b", "classifier"),
     (r"^(?!classifier)", "features."),
 ]
+
+INITIALISATION = Initialisation(conv=he_by_fan_in, dense_bias=zero_bias)
 
 
 class DenseLayer(Block):
@@ -77,4 +80,10 @@ def densenet(depth: int, growth: int, num_classes: int, norm: Callable):
         for stride in (2, 2, 1)
     ]
     head = Head(num_classes, norm)
-    return Network(Stem(2 * growth), stages, head, auxiliary_heads(stages, head))
+    return Network(
+        Stem(2 * growth),
+        stages,
+        head,
+        auxiliary_heads(stages, head),
+        initialisation=INITIALISATION,
+    )

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from orc_jax.models.convolution import per_peer_conv, shifted, target
+from orc_jax.models.initialisation import current
 
 
 def _to_type_of_inputs(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
@@ -33,7 +34,7 @@ def conv(
     groups: int = 1,
     use_bias: bool = False,
 ) -> nn.Conv:
-    """Build a convolution, padded as in PyTorch and initialised He-normal by its fan-out.
+    """Build a convolution, padded as in PyTorch and initialised as its network is.
 
     The padding is explicit because "SAME" pads other sides than PyTorch when the stride is 2.
 
@@ -53,29 +54,33 @@ def conv(
         use_bias=use_bias,
         feature_group_count=groups,
         promote_dtype=_to_type_of_inputs,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=current().conv,
         conv_general_dilated=per_peer_conv,
         name=name,
     )
 
 
-def dense(features: int, name: str | None = None, use_bias: bool = True) -> nn.Dense:
-    """Build a dense layer, initialised as in PyTorch, U(±1/√inputs), but with a bias of zero.
+class Dense(nn.Module):
+    """A dense layer, initialised as its network is.
 
-    The layer always computes in float32, so that logits are never rounded to bfloat16.
+    `flax.linen.Dense` cannot draw a bias that depends on the number of inputs. This layer always
+    computes in float32, so that logits are never rounded to bfloat16.
 
-    Args:
+    Attributes:
       features: number of outputs.
-      name: name of the layer.
       use_bias: whether to add a bias.
     """
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=jnp.float32,
-        kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        name=name,
-    )
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        inputs, rules = x.shape[-1], current()
+        out = x.astype(jnp.float32) @ self.param("kernel", rules.dense, (inputs, self.features))
+        if self.use_bias:
+            out += self.param("bias", rules.dense_bias(inputs), (self.features,))
+        return out
 
 
 def max_pool(x, size: int = 2):
@@ -153,4 +158,4 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         features = global_average_pool(x)
-        return dense(self.num_classes, "fc")(features), features
+        return Dense(self.num_classes, name="fc")(features), features

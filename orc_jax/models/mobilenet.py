@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
+from orc_jax.models.initialisation import PYTORCH, Initialisation
 from orc_jax.models.layers import Head, conv
 from orc_jax.models.network import Auxiliary, Block, Network, Stage, auxiliary_heads
 from orc_jax.models.resnet import Stem
@@ -75,6 +76,7 @@ def mobilenet(
     stem_stride: int,
     num_classes: int,
     norm: Callable,
+    initialisation: Initialisation = PYTORCH,
 ):
     """Build MobileNet v1 of width 1.
 
@@ -83,13 +85,15 @@ def mobilenet(
       stem_stride: stride of the stem, 1 or 2.
       num_classes: number of classes C.
       norm: constructor of a batch norm layer.
+      initialisation: of its layers.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].
     """
     stages = [Stage(SeparableBlock, plan, norm) for plan in plans]
-    head = Head(num_classes)
-    return Network(Stem(32, norm, stem_stride), stages, head, auxiliary_heads(stages, head))
+    head, stem = Head(num_classes), Stem(32, norm, stem_stride)
+    heads = auxiliary_heads(stages, head)
+    return Network(stem, stages, head, heads, initialisation=initialisation)
 
 
 def dcm(num_classes: int, norm: Callable):

@@ -6,11 +6,13 @@ it on Tiny-ImageNet at width 1.4.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
 
-from orc_jax.models.layers import conv, dense, global_average_pool
+from orc_jax.models.initialisation import SWITOKD, Initialisation, small_normal, zero_bias
+from orc_jax.models.layers import Dense, conv, global_average_pool
 from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
 
 # For every stage, whose blocks share one resolution, the (features at width 1, blocks) of its
@@ -21,6 +23,10 @@ STAGES = (
     ((64, 4), (96, 3)),
     ((160, 3), (320, 1)),
 )
+
+INITIALISATION = Initialisation(dense=small_normal, dense_bias=zero_bias)
+# SwitOKD draws the kernels of its network for Tiny-ImageNet anew.
+SWITOKD_TINY = replace(SWITOKD, dense_bias=zero_bias)
 
 
 def _group_and_index(match):
@@ -142,7 +148,7 @@ class Head(nn.Module):
         x = conv(self.features, 1, name="conv2")(x)
         x = self.activation(self.norm(use_running_average=not train, name="bn2")(x))
         features = global_average_pool(x)
-        return dense(self.num_classes, "fc")(features), features
+        return Dense(self.num_classes, name="fc")(features), features
 
 
 def small(width: float, num_classes: int, norm: Callable):
@@ -164,16 +170,23 @@ def small(width: float, num_classes: int, norm: Callable):
         head_features=int(1280 * max(width, 1)),
         num_classes=num_classes,
         norm=norm,
+        initialisation=INITIALISATION,
     )
 
 
-def imagenet(width: float, num_classes: int, norm: Callable):
+def imagenet(
+    width: float,
+    num_classes: int,
+    norm: Callable,
+    initialisation: Initialisation = INITIALISATION,
+):
     """Build torchvision's MobileNetV2.
 
     Args:
       width: factor of the channels, which are rounded to multiples of 8.
       num_classes: number of classes C.
       norm: constructor of a batch norm layer.
+      initialisation: of its layers.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].
@@ -192,6 +205,7 @@ def imagenet(width: float, num_classes: int, norm: Callable):
         head_features=channels(1280) if width > 1 else 1280,
         num_classes=num_classes,
         norm=norm,
+        initialisation=initialisation,
     )
 
 
@@ -203,6 +217,7 @@ def _build(
     head_features: int,
     num_classes: int,
     norm: Callable,
+    initialisation: Initialisation,
 ):
     """Build MobileNetV2.
 
@@ -214,6 +229,7 @@ def _build(
       head_features: number of features D that the classifier sees.
       num_classes: number of classes C.
       norm: constructor of a batch norm layer.
+      initialisation: of its layers.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].
@@ -233,4 +249,5 @@ def _build(
     first = block(channels(16), 1, norm, expansion=first_expansion)
     stem = Stem(channels(32), norm, first, activation)
     head = Head(head_features, num_classes, norm, activation)
-    return Network(stem, stages, head, auxiliary_heads(stages, head))
+    heads = auxiliary_heads(stages, head)
+    return Network(stem, stages, head, heads, initialisation=initialisation)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from orc_jax.errors import UserError
+from orc_jax.models.initialisation import DEFAULT, Initialisation, initialised
 
 
 class Outputs(flax.struct.PyTreeNode):
@@ -127,6 +128,7 @@ class Network(nn.Module):
       auxiliary: auxiliary heads that the network can have. Their variables exist only if the
         network was initialised by `outputs` with `auxiliary=True`.
       trunk_gradient: factor of the gradient that flows from the last stage into the trunk.
+      initialisation: how the layers draw their first weights.
     """
 
     stem: nn.Module
@@ -134,6 +136,7 @@ class Network(nn.Module):
     head: nn.Module
     auxiliary: Sequence[Auxiliary] = ()
     trunk_gradient: float = 1.0
+    initialisation: Initialisation = DEFAULT
 
     def rematerialised(self) -> "Network":
         """Return this network, changed to keep only the blocks' outputs for the backward pass."""
@@ -166,6 +169,10 @@ class Network(nn.Module):
           train: see the class.
           auxiliary: whether to compute the logits of the auxiliary heads too.
         """
+        with initialised(self.initialisation):
+            return self._outputs(images, train, auxiliary)
+
+    def _outputs(self, images, train, auxiliary):
         # activations[0] is the stem's output, activations[1 + i] that of stage i.
         activations = [self.stem(images, train)]
         for module in self.stages[:-1]:

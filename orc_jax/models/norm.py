@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from orc_jax.models.initialisation import current
+
 
 class BatchNorm(nn.Module):
     """Batch norm with PyTorch's defaults: ε = 1e-5, running statistics 0.9 · old + 0.1 · new.
@@ -33,7 +35,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        scale = self.param("scale", current().norm, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         var = self.variable("batch_stats", "var", jnp.ones, (channels,))

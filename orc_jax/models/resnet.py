@@ -8,7 +8,9 @@ ImageNet have a 7×7 stem with pooling and four stages, as in torchvision (`resn
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 
+from orc_jax.models.initialisation import DEFAULT, Initialisation
 from orc_jax.models.layers import Head, conv, max_pool
 from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 
@@ -25,6 +27,20 @@ TORCH_NAMES_SMALL = [
     (r"^fc\b", "linear"),
 ]
 
+TORCH_NAMES_SWITOKD = [*TORCH_NAMES, (r"^fc\b", "linear")]
+TORCH_NAMES_SWITOKD_34 = [
+    (r"^(stem|head)\.", ""),
+    (r"^conv1\b", "conv1.0"),
+    (r"^bn1\b", "conv1.1"),
+    (r"^stages_(\d+)\.block(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
+    (r"(\d\.)conv1\b", r"\1left.0"),
+    (r"(\d\.)bn1\b", r"\1left.1"),
+    (r"\bconv2\b", "left.3"),
+    (r"\bbn2\b", "left.4"),
+    (r"\bshortcut\b", "shortcut.0"),
+    (r"\bshortcut_bn\b", "shortcut.1"),
+]
+
 
 class ResidualBlock(Block):
     """Two 3×3 convolutions and a shortcut, which is projected where the shape changes."""
@@ -36,6 +52,21 @@ class ResidualBlock(Block):
         y = norm(name="bn2")(conv(self.features, 3, 1, "conv2")(y))
         if x.shape != y.shape:
             x = norm(name="shortcut_bn")(conv(self.features, 1, self.stride, "shortcut")(x))
+        return nn.relu(x + y)
+
+
+class ShortcutWithoutParameters(Block):
+    """Two 3×3 convolutions and a shortcut; where the shape changes, zeros are its new channels."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = self.norms(train)
+        y = nn.relu(norm(name="bn1")(conv(self.features, 3, self.stride, "conv1")(x)))
+        y = norm(name="bn2")(conv(self.features, 3, 1, "conv2")(y))
+        if x.shape != y.shape:
+            x = x[:, :: self.stride, :: self.stride]
+            side = jnp.zeros((*x.shape[:-1], (self.features - x.shape[-1]) // 2), x.dtype)
+            x = jnp.concatenate([side, x, side], axis=-1)
         return nn.relu(x + y)
 
 
@@ -106,6 +137,7 @@ def resnet(
     stem: Callable = Stem,
     stem_width: int = 64,
     block: Callable = ResidualBlock,
+    initialisation: Initialisation = DEFAULT,
 ):
     """Build a residual network.
 
@@ -117,6 +149,7 @@ def resnet(
       stem: constructor of the stem, (features, norm) → stem.
       stem_width: output channels of the stem.
       block: constructor of a block, (features, stride, norm) → block.
+      initialisation: of its layers.
 
     Returns:
       The network, [B, H, W, channels] → [B, C].
@@ -126,4 +159,5 @@ def resnet(
         for i, (width, count) in enumerate(zip(widths, blocks, strict=True))
     ]
     head = Head(num_classes)
-    return Network(stem(stem_width, norm), stages, head, auxiliary_heads(stages, head))
+    heads = auxiliary_heads(stages, head)
+    return Network(stem(stem_width, norm), stages, head, heads, initialisation=initialisation)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from orc_jax.models.layers import Head, avg_pool, conv, dense, global_average_pool
+from orc_jax.models.initialisation import PYTORCH
+from orc_jax.models.layers import Dense, Head, avg_pool, conv, global_average_pool
 from orc_jax.models.network import Block, Network, auxiliary_heads, stage
 from orc_jax.models.resnet import Stem
 
@@ -99,7 +100,7 @@ class HeadV2(nn.Module):
         x = conv(1024, 1, name="conv2")(x)
         x = nn.relu(self.norm(use_running_average=not train, name="bn2")(x))
         features = global_average_pool(x)
-        return dense(self.num_classes, "fc")(features), features
+        return Dense(self.num_classes, name="fc")(features), features
 
 
 def shufflenet_v1(num_classes: int, norm: Callable):
@@ -133,4 +134,10 @@ def _build(block, widths, head, norm):
         stage(block, width, 2, blocks, norm)
         for width, blocks in zip(widths, (4, 8, 4), strict=True)
     ]
-    return Network(Stem(STEM, norm, kernel=1), stages, head, auxiliary_heads(stages, head))
+    return Network(
+        Stem(STEM, norm, kernel=1),
+        stages,
+        head,
+        auxiliary_heads(stages, head),
+        initialisation=PYTORCH,
+    )

@@ -10,10 +10,15 @@ from functools import partial
 
 import flax.linen as nn
 
-from orc_jax.models.layers import Head, conv, dense, global_average_pool, max_pool
+from orc_jax.models.initialisation import Initialisation, small_normal, zero_bias
+from orc_jax.models.layers import Dense, Head, conv, global_average_pool, max_pool
 from orc_jax.models.network import Block, Network, Stage, auxiliary_heads
 
 WIDTHS = (64, 128, 256, 512, 512)
+
+# OKDDip's program leaves the biases of the dense layers as PyTorch draws them.
+OKDDIP = Initialisation(dense=small_normal)
+BENCHMARK = Initialisation(dense=small_normal, dense_bias=zero_bias)
 
 
 def _numbered(match):
@@ -65,9 +70,9 @@ class HeadOkddip(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         features = global_average_pool(x)
-        x = nn.relu(dense(512, "fc1")(features))
-        x = nn.relu(dense(512, "fc2")(x))
-        return dense(self.num_classes, "fc3")(x), features
+        x = nn.relu(Dense(512, name="fc1")(features))
+        x = nn.relu(Dense(512, name="fc2")(x))
+        return Dense(self.num_classes, name="fc3")(x), features
 
 
 def vgg(convolutions: Sequence[int], num_classes: int, norm: Callable):
@@ -82,7 +87,7 @@ def vgg(convolutions: Sequence[int], num_classes: int, norm: Callable):
       The network, [B, H, W, channels] → [B, C].
     """
     block = partial(ConvBlock, smallest=4)
-    return _build(block, convolutions, (2, 2, 2, 2, 1), Head(num_classes), norm)
+    return _build(block, convolutions, (2, 2, 2, 2, 1), Head(num_classes), norm, BENCHMARK)
 
 
 def vgg_okddip(convolutions: Sequence[int], num_classes: int, norm: Callable):
@@ -96,12 +101,13 @@ def vgg_okddip(convolutions: Sequence[int], num_classes: int, norm: Callable):
     Returns:
       The network, [B, H, W, channels] → [B, C].
     """
-    return _build(ConvBlock, convolutions, (2,) * 5, HeadOkddip(num_classes), norm)
+    return _build(ConvBlock, convolutions, (2,) * 5, HeadOkddip(num_classes), norm, OKDDIP)
 
 
-def _build(block, convolutions, strides, head, norm):
+def _build(block, convolutions, strides, head, norm, initialisation):
     stem, *stages = (
         Stage(block, (*[(width, 1)] * (count - 1), (width, stride)), norm)
         for width, count, stride in zip(WIDTHS, convolutions, strides, strict=True)
     )
-    return Network(stem, stages, head, auxiliary_heads(stages, head))
+    heads = auxiliary_heads(stages, head)
+    return Network(stem, stages, head, heads, initialisation=initialisation)

@@ -192,23 +192,23 @@ def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
         table.add_column("promoted", justify="right", no_wrap=True)
     for i, name in enumerate(names):
         role = f"{roles[i]} (kept)" if i in kept and len(kept) < len(names) else roles[i]
-        cells = [str(i), name, role, f"{num_params[i]:,}", *_scores(test, i)]
+        own = {key: test[key][i] for key in ("top1", "top5", "loss")}
+        cells = [str(i), name, role, f"{num_params[i]:,}", *_scores(own)]
         if any(promoted):
             cells.append(f"{100 * promoted[i]:.1f} %" if promoted[i] else "")
         table.add_row(*cells)
     if len(names) > 1:
         table.add_section()
-        table.add_row("", "ensemble", f"diversity {test['diversity']:.4f}", "", *_scores(test))
+        ensembles = {"ensemble": test["ensemble"] | {"diversity": test["diversity"]}}
+        ensembles |= {f"{name} ensemble": own for name, own in test.get("ensembles", {}).items()}
+        for name, own in ensembles.items():
+            table.add_row("", name, f"diversity {own['diversity']:.4f}", "", *_scores(own))
     screen = console()
     if not screen.is_terminal:
         screen.width = 120  # a pipe has no width, and rich would cut the table
     screen.print(table)
 
 
-def _scores(test, peer=None):
-    """Format top-1, top-5 and loss of a peer, or of the ensemble."""
-    if peer is None:
-        top1, top5, loss = (test["ensemble"][name] for name in ("top1", "top5", "loss"))
-    else:
-        top1, top5, loss = (test[name][peer] for name in ("top1", "top5", "loss"))
-    return f"{top1:.2f}", f"{top5:.2f}", f"{loss:.4f}"
+def _scores(own):
+    """Format top-1, top-5 and loss of a peer or an ensemble."""
+    return f"{own['top1']:.2f}", f"{own['top5']:.2f}", f"{own['loss']:.4f}"

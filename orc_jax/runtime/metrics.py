@@ -64,17 +64,25 @@ def _finite(tree):
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def evaluation(sums: dict[str, np.ndarray]) -> dict:
-    """Compute the test metrics: top-1, top-5 and loss of each peer and the ensemble, diversity.
+def evaluation(sums: dict[str, np.ndarray], ensembles: list[str]) -> dict:
+    """Compute the test metrics: top-1, top-5 and loss of each peer and each ensemble, diversity.
 
     Args:
-      sums: of the evaluation steps, on the host; the ensemble comes after the P peers.
+      sums: of the evaluation steps, on the host; see `step.make_evaluation_step`.
+      ensembles: names of the method's own ensembles.
     """
     scale = {"top1": 100.0, "top5": 100.0, "loss": 1.0}
     values = {name: scale[name] * sums[name] / sums["images"] for name in scale}
-    record = {name: _plain(value[:-1]) for name, value in values.items()}
-    record["ensemble"] = {name: _plain(value[-1]) for name, value in values.items()}
-    record["diversity"] = _plain(sums["diversity"][0] / sums["images"])
+    diversity, size = sums["diversity"] / sums["images"], len(sums["top1"]) - 1 - len(ensembles)
+    record = {name: _plain(value[:size]) for name, value in values.items()}
+    record["ensemble"] = {name: _plain(value[size]) for name, value in values.items()}
+    record["diversity"] = _plain(diversity[0])
+    if ensembles:
+        record["ensembles"] = {
+            own: {name: _plain(value[size + i]) for name, value in values.items()}
+            | {"diversity": _plain(diversity[i])}
+            for i, own in enumerate(ensembles, start=1)
+        }
     return record
 
 

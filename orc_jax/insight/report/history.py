@@ -21,10 +21,13 @@ def curves(run: Findings) -> list[plots.Plot]:
             colours = list(shown)
             if split == "test" and len(kinds) > 1:
                 series["ensemble"] = [record[split]["ensemble"][key] for record in records]
-                colours.append(len(kinds))
-            panels.append(
-                plots.lines(f"{label} {title}", epochs, series, colours, unit, dashed=["ensemble"])
-            )
+                for name in run.setup.method.ensembles:
+                    series[f"{name} ensemble"] = [
+                        record[split]["ensembles"][name][key] for record in records
+                    ]
+                colours += range(len(kinds), len(series))
+            dashed = [name for name in series if name not in run.titles]
+            panels.append(plots.lines(f"{label} {title}", epochs, series, colours, unit, dashed))
     return panels
 
 
