@@ -36,6 +36,8 @@ class Study:
       baseline: name of the variant that the others are tested against.
       seeds: number of seeds, which are 0, 1, ….
       published: key of a base (see `Base.key`) → variant → published top-1 accuracy in percent.
+        Variants that are not the published method have none.
+      not_public: what of the published settings is not known, as a sentence for the table's notes.
     """
 
     bases: tuple[str, ...]
@@ -44,6 +46,7 @@ class Study:
     baseline: str
     seeds: int = 5
     published: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_public: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,19 @@ class Base(NamedTuple):
     def key(self) -> str:
         """The data set and the networks, as "DATA NETWORK,NETWORK"."""
         return f"{self.config.data.name} {','.join(self.networks)}"
+
+
+# Overrides that change no result, so that a run with them is still the published one.
+HARMLESS = re.compile(
+    r"--config\.(data\.(dir|cache|memory|workers)|mesh\.\w+|eval_every|checkpoint_every)="
+)
+
+
+def published(study: Study, base: Base) -> dict[str, float]:
+    """Return variant → published accuracy; nothing for a base with settings of the user's own."""
+    if all(map(HARMLESS.match, base.overrides)):
+        return study.published.get(base.key, {})
+    return {}
 
 
 def read_base(study: Study, base: str, overrides: Iterable[str], out: Path) -> Base:

@@ -21,15 +21,13 @@ class Cell(NamedTuple):
     best: bool = False
 
 
-def rows(study: Study, key: str, summaries: dict[str, Summary]) -> list[list[Cell]]:
+def rows(summaries: dict[str, Summary], published: dict[str, float]) -> list[list[Cell]]:
     """Return a row of cells for every variant that has a result, in the columns of `header`.
 
     Args:
-      study: the study.
-      key: key of the base in `Study.published`.
       summaries: the variants by name, see `results.summarise`.
+      published: see `study.published`.
     """
-    published = study.published.get(key, {})
     # Only variants with all seeds can be the best: the missing seeds may be the harder ones.
     seeds = max((summary.seeds for summary in summaries.values()), default=0)
     complete = [summary for summary in summaries.values() if summary.seeds == seeds]
@@ -59,9 +57,9 @@ def rows(study: Study, key: str, summaries: dict[str, Summary]) -> list[list[Cel
     return table
 
 
-def header(study: Study, key: str) -> tuple[str, ...]:
-    """Return the names of the columns, with one for published numbers if the base has any."""
-    return HEADER if study.published.get(key) else HEADER[:-1]
+def header(published: dict[str, float]) -> tuple[str, ...]:
+    """Return the names of the columns, with one for published numbers if there are any."""
+    return HEADER if published else HEADER[:-1]
 
 
 def _p(p) -> str:
@@ -70,14 +68,15 @@ def _p(p) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def notes(study: Study, target: str) -> str:
+def notes(study: Study, target: str, published: dict[str, float]) -> str:
     """Return the text below the table, which explains the columns."""
-    return (
+    text = (
         f"Top-1 accuracy after the last epoch, mean ± standard deviation over seeds: of {target}, "
         "the mean of those that the method keeps; and of the ensemble of all peers, teachers too. "
         f"p: two-sided paired t-test over seeds against {study.baseline}, not corrected for the "
         "number of variants. Best means in bold."
     )
+    return f"{text} {study.not_public}".strip() if published else text
 
 
 def markdown(title: str, head: tuple[str, ...], table: list[list[Cell]], below: str) -> str:

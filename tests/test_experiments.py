@@ -166,14 +166,14 @@ def test_tables_and_csv_by_hand(tmp_path):
     assert summaries["orc"].p == pytest.approx(1 - np.sqrt(12 / 14))
     assert np.isnan(summaries["alone"].p)
 
-    rows = tables.rows(study, "digits resnet8", summaries)
-    head = tables.header(study, "digits resnet8")
+    rows = tables.rows(summaries, study.published["digits resnet8"])
+    head = tables.header(study.published["digits resnet8"])
     text = tables.markdown("T", head, rows, "below")
     assert "| variant | seeds | top-1 % | p | ensemble % | published % |" in text
     assert "| alone | 3 | 89.00 ± 1.00 | – | 90.00 ± 0.00 |  |" in text
     assert "| orc | 3 | **91.00 ± 1.00** | 0.074 | **92.00 ± 1.00** | 91.50 |" in text
     assert "published" not in tables.markdown(
-        "T", tables.header(study, "x"), tables.rows(study, "x", summaries), ""
+        "T", tables.header({}), tables.rows(summaries, {}), ""
     )
     tex = tables.latex("T", head, rows, r"100 % {a}\b")
     row = r"orc & 3 & \textbf{91.00 $\pm$ 1.00} & 0.074 & \textbf{92.00 $\pm$ 1.00} & 91.50 \\"
@@ -188,6 +188,25 @@ def test_tables_and_csv_by_hand(tmp_path):
     assert lines[3]["seconds"] == "3.0" and lines[3]["workdir"] == str(tmp_path / "orc" / "seed0")
 
 
+@pytest.mark.parametrize("name", ["orc_components", "dcm", "switokd", "switokd_three"])
+def test_published_numbers_stand_beside_the_published_settings_alone(name):
+    """Their bases are in the studies; an override that changes results takes them away."""
+    study, _ = studies.load(f"experiments/{name}.py")
+    found = set()
+    for file in study.bases:
+        base = studies.read_base(study, file, ["--config.data.dir=elsewhere"], Path("out"))
+        known = studies.published(study, base)
+        found |= {base.key} if known else set()
+        assert study.not_public in tables.notes(study, "x", known) or not known
+        assert known.keys() <= study.variants.keys()
+        changed = studies.read_base(study, file, ["--config.epochs=3"], Path("out"))
+        assert studies.published(study, changed) == {}
+    pair = studies.read_base(
+        study, "configs/cifar100.py:dcm:wrn_28_10,mobilenet", [], Path("out")
+    ).key
+    assert found | {pair} == study.published.keys() | {pair}
+
+
 def test_equal_results_and_single_seeds_have_no_p():
     study = Study(("configs/digits.py",), "ind", {"a": "ind", "b": "ind"}, "a")
 
@@ -200,10 +219,10 @@ def test_equal_results_and_single_seeds_have_no_p():
     assert np.isnan(results.summarise(study, same)["b"].p)
     summaries = results.summarise(study, same[:3])
     # The second variant lacks a seed, so its mean is not the best, although it is the highest.
-    assert [row[2].best for row in tables.rows(study, "", summaries)] == [True, False]
+    assert [row[2].best for row in tables.rows(summaries, {})] == [True, False]
     summary = summaries["b"]
     assert np.isnan(summary.p) and np.isnan(summary.measure[1])
-    assert tables.rows(study, "", {"b": summary})[0][2].text == "19.31"
+    assert tables.rows({"b": summary}, {})[0][2].text == "19.31"
 
 
 TINY = '''
