@@ -41,6 +41,18 @@ def share(x, axes, axis: int = 0):
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size, axis)
 
 
+def decided(tree):
+    """Return the whole arrays of the first device, where others may have rounded differently."""
+    is_first = lax.axis_index(("data", "peer")) == 0
+
+    def of_first(x):
+        x = jnp.asarray(x)
+        number = x.astype(jnp.int32) if x.dtype == bool else x
+        return lax.psum(jnp.where(is_first, number, 0), ("data", "peer")).astype(x.dtype)
+
+    return jax.tree.map(of_first, tree)
+
+
 def members(stack: Stack, x):
     """Return the entries of a whole [P, ...] array (or P arrays) of this device's members."""
     if isinstance(x, tuple):

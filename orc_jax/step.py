@@ -100,7 +100,9 @@ def make_train_step(config, group: peers.Group, method: Method, *, streamed: boo
         )
         own = state.method.variables
         applied = apply_method(
-            config.method, method, state.stacks, batch, own, method_key, update_teachers
+            *(config.method, method, state.stacks, batch, own, method_key),
+            update_teachers,
+            passes.decided,
         )
         roles = applied.batch.roles
 

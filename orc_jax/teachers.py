@@ -31,7 +31,7 @@ def update_teachers(group: Group, images, studied, step, stacks, logits, update)
     """
 
     def total(learned):
-        losses = update.loss(learned, before)
+        losses = update.loss(learned, before, update.mix)
         return losses.sum(), losses
 
     before, new_stacks, losses_of = logits, [], jnp.zeros(group.size)

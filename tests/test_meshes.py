@@ -1,12 +1,16 @@
 """Three training steps of every method are the same on every mesh of devices."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from conftest import QUICK, run_command, tiny_config
+from jax import lax
 from test_step import build, in_peer_order, run
 
 from orc_jax.evaluation import evaluate_split, renewal
+from orc_jax.methods import orc
 from orc_jax.step import compile_steps
 
 DATA, PEER, BOTH = (8, 1), (1, 4), (2, 4)
@@ -97,7 +101,27 @@ def trajectories():
         state = train_step(state, setup.train_split, order)
         jax.block_until_ready(state)  # many programs at once may starve each other's collectives
     assert_copies_are_equal(state)
+    for mesh in (BOTH, (1, 1)):
+        rows = in_peer_order(*devices_that_draw_otherwise(mesh))
+        results[f"decided/{mesh[0]}"] = np.concatenate(rows)
     return results
+
+
+def devices_that_draw_otherwise(mesh):
+    """Three steps of ORC in which every device promotes, and asks for samples, by its own key."""
+
+    def phase(config, batch, key):
+        return orc.phase(config, batch, jax.random.fold_in(key, lax.axis_index(("data", "peer"))))
+
+    config = tiny_config(FOUR, "orc", pivot=None, promotion="random")
+    config.mesh.data, config.mesh.peer = mesh
+    setup, state, _, order = build(config)
+    method = replace(setup.method, phase=phase)
+    train_step, *_ = compile_steps(config, setup.group, method)
+    for _ in range(3):
+        state = train_step(state, setup.train_split, order)
+    assert_copies_are_equal(state)
+    return setup, state
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +149,11 @@ def test_same_trajectory_on_every_mesh(on_meshes, name, mesh):
         np.testing.assert_allclose(
             on_meshes[here + value], on_meshes[one + value], rtol=1e-3, atol=1e-4, err_msg=value
         )
+
+
+def test_the_first_device_decides_for_all(on_meshes):
+    eight, one = (on_meshes[f"decided/{devices}"] for devices in (2, 1))
+    np.testing.assert_allclose(eight, one, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PARTS)

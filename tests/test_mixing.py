@@ -189,4 +189,4 @@ def test_switches_and_teachers_updates_read_the_mixed_labels():
     batch = batch_of(z, LABELS, soft_labels=soft)
     update = methods.get("orc").phase(config, batch, jax.random.key(0)).updates[0]
     expected = losses.cross_entropy(z[:1], soft).mean(axis=1)
-    np.testing.assert_allclose(update.loss(z[:1], z), expected, rtol=1e-5)
+    np.testing.assert_allclose(update.loss(z[:1], z, update.mix), expected, rtol=1e-5)

@@ -80,7 +80,7 @@ def test_plots_of_what_is_rare():
     plot = draw(plots.stacked("shares", [1], {"none": [0.0]}, [0]))
     assert "nan" not in plot
     nobody = {"promoted": [0.0, 0.0], "asked": [0.0, 1.0], "learned": [1.0, 1.0]}
-    peers = [inspect.Peer(title, None, None) for title in "ab"]
+    peers = [inspect.Peer(title, None, None, None) for title in "ab"]
     run = findings.Findings(
         workdir=Path(),
         step=1,

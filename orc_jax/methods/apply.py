@@ -41,7 +41,14 @@ _in_full_float32 = jax.default_matmul_precision("highest")
 
 
 def apply_method(
-    config, method: Method, stacks, batch: Batch, own, key, update_teachers: Callable
+    config,
+    method: Method,
+    stacks,
+    batch: Batch,
+    own,
+    key,
+    update_teachers: Callable,
+    decided: Callable = lambda arrays: arrays,
 ) -> Applied:
     """Run the phase and the loss of a method, and differentiate the loss.
 
@@ -54,6 +61,7 @@ def apply_method(
       key: for the phase.
       update_teachers: (stacks, logits, `TeacherUpdate`) → stacks with the updated peers, logits
         with theirs, and their losses [P].
+      decided: arrays → those of the first device.
 
     Raises:
       UserError: a role or a term of the loss has the wrong shape, type or name.
@@ -64,6 +72,7 @@ def apply_method(
     if method.phase:
         roles = _in_full_float32(method.phase)(config, lax.stop_gradient(batch), key)
         _check_roles(method, roles, size)
+        roles = _decided(roles, decided)
     taught = {}
     for update in roles.updates:
         if method.needs.own_augmentation or method.needs.shared_trunk(config):
@@ -101,6 +110,18 @@ def apply_method(
     # Sorted, so that the program is the same in every process and is found in the cache.
     metrics = {name: jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)}
     return Applied(stacks, batch, d_outputs, d_own, own_stats, metrics)
+
+
+def _decided(roles: Roles, decided: Callable) -> Roles:
+    """Return roles with the arrays of the first device."""
+    (learns, promoted, learns_from, metrics), of_updates = decided(
+        (roles[:4], [(update.learners, update.mix) for update in roles.updates])
+    )
+    updates = [
+        update._replace(learners=learners, mix=mix)
+        for update, (learners, mix) in zip(roles.updates, of_updates, strict=True)
+    ]
+    return Roles(learns, promoted, learns_from, metrics, tuple(updates))
 
 
 @_in_full_float32

@@ -33,8 +33,8 @@ class TeacherUpdate(NamedTuple):
       learners: who takes the step.
       among: who ever can; known before compilation.
       at_most: how many can at once; known before compilation.
-      loss: (logits [n, B, C] of n learners, logits [P, B, C] of the group on the batch) → losses
-        [n]. Gradient flows through the first alone.
+      loss: (logits [n, B, C] of n learners, logits [P, B, C] of the group on the batch, `mix`) →
+        losses [n]. Gradient flows through the first alone.
       mix: (λ, partner [B]) to learn from mixed images, where image b becomes
         λ x_b + (1−λ) x_partner[b]; None to learn from the batch itself.
     """
@@ -49,6 +49,9 @@ class TeacherUpdate(NamedTuple):
 
 class Roles(NamedTuple):
     """Who does what in this step: what the phase before the loss settles.
+
+    All devices get the arrays that the first one computed: they decide alike by construction, even
+    where rounding differs. Let a loss read them from here, not from the phase.
 
     Attributes:
       learns: who takes a step from the loss; weights and optimizer of the others stay the same, bit

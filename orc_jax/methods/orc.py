@@ -122,11 +122,12 @@ def intensive_teaching(config, batch: Batch, teachers, feedback: Int[Array, " B"
     """
     lam = {
         "mixup": draw_lambda(key, config.mixup_alpha),
-        "feedback_only": 0.0,
-        "train_only": 1.0,
+        "feedback_only": jnp.float32(0),
+        "train_only": jnp.float32(1),
     }[config.feedback]
 
-    def loss(logits, group):
+    def loss(logits, group, mix):
+        lam, feedback = mix
         on_batch = losses.cross_entropy(logits, batch.truth).mean(axis=-1)
         on_feedback = losses.cross_entropy(logits, batch.truth[feedback]).mean(axis=-1)
         return lam * on_batch + (1 - lam) * on_feedback
@@ -159,7 +160,7 @@ def private_teaching(config, batch: Batch, promoted: Bool[Array, " P"]):
       A `TeacherUpdate`.
     """
 
-    def loss(logits, group):
+    def loss(logits, group, mix):
         cross_entropy = losses.cross_entropy(logits, batch.truth).mean(axis=-1)
         distillation = divergence.between(config, logits, group[config.pivot], batch.labels)
         return (1 - config.beta) * cross_entropy + config.beta * distillation
