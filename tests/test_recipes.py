@@ -25,7 +25,7 @@ METHODS = (
     "dcm",
 )
 NAMES = (*METHODS, "switokd", "switokd_2t1s", "switokd_1t2s", "orc", "orc_peers")
-FILES = ("digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder")
+FILES = ("digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder")
 PRESETS = [
     (file, preset)
     for file in FILES
@@ -67,7 +67,7 @@ def load(file, preset):
 
 
 def test_the_files_have_every_method():
-    for file in FILES[:3]:
+    for file in FILES[:4]:
         assert sorted(importlib.import_module(f"configs.{file}").RECIPES) == sorted(NAMES)
 
 

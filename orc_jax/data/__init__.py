@@ -1,6 +1,6 @@
 """The data sets, by name."""
 
-from orc_jax.data import cifar, decode, digits, folder, tfds
+from orc_jax.data import cifar, decode, digits, folder, idx, tfds
 from orc_jax.data.folder import Listing
 from orc_jax.data.host import ALONE, Host
 from orc_jax.data.images import Dataset, Images, from_arrays, hold_out, subsample
@@ -21,7 +21,7 @@ __all__ = [
 CIFAR = ("cifar10", "cifar100")
 FOLDERS = ("tiny_imagenet", "imagenet", "folder")
 TFDS = "tfds:"  # prefix of the names of TensorFlow Datasets' builders
-OF_ONE_SIZE = ("digits", *CIFAR)
+OF_ONE_SIZE = ("digits", *CIFAR, *idx.NAMES)
 NAMES = (*OF_ONE_SIZE, *FOLDERS)
 
 
@@ -40,6 +40,8 @@ def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
     data = config.data
     if data.name == "digits":
         return digits.load()
+    if data.name in idx.NAMES:
+        return idx.load(data.name, data.dir)
     if is_own(data.name):
         return _load_own(config)
     if _is_archive(data):
@@ -70,6 +72,8 @@ def load_test(
     data = config.data
     if data.name == "digits":
         return digits.load()._replace(train=None)
+    if data.name in idx.NAMES:
+        return idx.load(data.name, data.dir, test_only=True)
     if is_own(data.name):
         return Dataset(None, _load_own(config).test, class_names)
     if _is_archive(data):
