@@ -10,7 +10,12 @@ from experiments.study import Study
 FOUR = "{student},{student},{student},{student}"
 
 STUDY = Study(
-    bases=("configs/digits.py", "configs/cifar10.py", "configs/cifar100.py"),
+    bases=(
+        "configs/digits.py",
+        "configs/fashion_mnist.py",
+        "configs/cifar10.py",
+        "configs/cifar100.py",
+    ),
     preset="takd",
     variants={
         "vanilla": f"ind:{FOUR}",

@@ -3,7 +3,12 @@
 from experiments.study import Study
 
 STUDY = Study(
-    bases=("configs/digits.py", "configs/cifar10.py", "configs/cifar100.py"),
+    bases=(
+        "configs/digits.py",
+        "configs/fashion_mnist.py",
+        "configs/cifar10.py",
+        "configs/cifar100.py",
+    ),
     preset="orc",
     variants={
         "vanilla": "ind:{networks}",

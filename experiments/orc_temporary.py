@@ -6,7 +6,12 @@ The second form saves passes: one backward and two forward passes of a student i
 from experiments.study import Study
 
 STUDY = Study(
-    bases=("configs/digits.py", "configs/cifar10.py", "configs/cifar100.py"),
+    bases=(
+        "configs/digits.py",
+        "configs/fashion_mnist.py",
+        "configs/cifar10.py",
+        "configs/cifar100.py",
+    ),
     preset="orc",
     variants={
         "vanilla": "ind:{networks}",
