@@ -73,9 +73,10 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
                 )
     for key in ("pad", "size", "workers", "eval_resize"):
         at_least(config.data[key], 0, f"data.{key}")
-    for key, lowest in (("val_share", 1e-9), ("memory", 0.0)):
+    for key, lowest in (("val_share", 0.0), ("test_share", 1e-9), ("memory", 0.0)):
         if not lowest <= config.data[key] < 1:
-            raise UserError(f"data.{key} is {config.data[key]}, allowed: between 0 and 1")
+            least = "0" if lowest == 0 else "above 0"
+            raise UserError(f"data.{key} is {config.data[key]}, allowed: {least}, and below 1")
     for key in ("jitter", "mixup", "cutmix"):
         at_least(config.data[key], 0, f"data.{key}")
     for key in ("erase", "label_smoothing"):

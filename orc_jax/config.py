@@ -44,6 +44,7 @@ def default_config(method: str = "orc") -> ConfigDict:
     config.data.name = "digits"  # one of orc_jax.data.NAMES, "tfds:NAME" or "package.module:load"
     config.data.dir = "data"  # folder of the data set
     config.data.train_images = 0  # number to draw by the seed, each class its share; 0: all
+    config.data.val_share = 0.0  # share of the training images to choose the best checkpoint by
     # Augmentation of the training images, and their labels.
     config.data.pad = 4  # pixels added on each side before the random crop; 0: no crop
     config.data.pad_mode = "zero"  # "zero" or "reflect": how the added pixels are filled
@@ -58,7 +59,7 @@ def default_config(method: str = "orc") -> ConfigDict:
     # Image files.
     config.data.size = 0  # height and width in pixels, after scaling and cropping; 0: as stored
     config.data.eval_resize = 0  # pixels of a test image's shorter side before its crop; 0: size
-    config.data.val_share = 0.1  # share of the images to test on if there is no test split
+    config.data.test_share = 0.1  # share of the images to test on if there is no test split
     config.data.on_error = "stop"  # "stop" at a file that cannot be decoded, or "skip" it
     config.data.cache = ""  # folder for decoded images; "": the user's cache folder
     config.data.memory = 0.5  # share of the device's memory for images; larger sets are streamed

@@ -37,36 +37,37 @@ def evaluate(
     _, evaluation_step, _ = compile_steps(
         setup.config, setup.group, setup.method, streamed=setup.streamed
     )
-    test = evaluate_split(setup, evaluation_step, state)
+    test = evaluate_split(setup, evaluation_step, state, setup.test_split)
     title = f"{workdir}, {which} checkpoint (step {step})"
     show_table(setup, title, test, state.promotions.tolist(), step)
     return test
 
 
-def evaluate_split(setup: Setup, evaluation_step, state: State) -> dict:
-    """Evaluate every peer and the ensembles on the test images, each counted once.
+def evaluate_split(setup: Setup, evaluation_step, state: State, split) -> dict:
+    """Evaluate every peer and the ensembles on a split's images, each counted once.
 
     Args:
       setup: of the run.
       evaluation_step: of `compile_steps`.
       state: of the networks.
+      split: test or validation images, of the setup.
 
     Returns:
       See `metrics.evaluation`.
     """
     sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size, setup.method)))
-    for split, index in evaluation_batches(setup):
-        sums = evaluation_step(state, split, index, sums)
+    for part, index in evaluation_batches(setup, split):
+        sums = evaluation_step(state, part, index, sums)
     return metrics.evaluation(jax.device_get(sums), list(setup.method.ensembles))
 
 
-def evaluation_batches(setup: Setup) -> Iterator[tuple]:
-    """Yield the arguments (split, batch index) of evaluation steps that see every test image once.
+def evaluation_batches(setup: Setup, split) -> Iterator[tuple]:
+    """Yield the arguments (images, batch index) of evaluation steps that see every image once.
 
-    The split is all images on the devices; or, for images that are streamed, one batch at a time,
+    The images are all images on the devices; or, for images that are streamed, one batch at a time,
     with index 0.
     """
-    split, size = setup.test_split, evaluation_batch_size(setup.config, setup.group)
+    size = evaluation_batch_size(setup.config, setup.group)
     if isinstance(split, stream.OnDisk):
         for batch in stream.evaluation(split, size, setup.own_rows(size)):
             yield setup.batch_on_mesh(split, *batch), setup.on_mesh(np.int32(0))

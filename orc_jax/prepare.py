@@ -34,6 +34,8 @@ class Setup(NamedTuple):
       train_split: training images on the devices, or files that are streamed; None in a setup for
         evaluation.
       test_split: test images, likewise.
+      val_split: images to choose the best checkpoint by, likewise; None without, then the test
+        images choose it, and in a setup for evaluation.
       held_out_split: training images that the method keeps aside, or None.
       steps_per_epoch: number of training steps in an epoch.
       num_params: number of parameters of each peer, as the plain network that is saved.
@@ -47,6 +49,7 @@ class Setup(NamedTuple):
     group: peers.Group
     train_split: batches.OnDevice | stream.OnDisk | None
     test_split: batches.OnDevice | stream.OnDisk
+    val_split: batches.OnDevice | stream.OnDisk | None
     held_out_split: batches.OnDevice | None
     steps_per_epoch: int
     num_params: list[int]
@@ -126,9 +129,11 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
         dataset = datasets.load(config, _host(config), streamed)
     else:
         dataset = datasets.from_arrays(data)
-    dataset = dataset._replace(
-        train=datasets.subsample(dataset.train, config.data.train_images, config.seed)
-    )
+    train, val = dataset.train, dataset.val
+    if val is None:
+        train, val = datasets.hold_out(train, config.data.val_share, config.seed)
+    train = datasets.subsample(train, config.data.train_images, config.seed)
+    dataset = dataset._replace(train=train, val=val)
     held_out_share = methods.get(config.method.name).memory.held_out(config.method)
     train, held_out = datasets.hold_out(dataset.train, held_out_share, config.seed)
     checks.check_data(config, dataset, len(train.labels))
@@ -249,6 +254,7 @@ def _build(
         group=group,
         train_split=place(train),
         test_split=place(dataset.test),
+        val_split=place(dataset.val),
         held_out_split=place(held_out),
         steps_per_epoch=steps_per_epoch,
         num_params=num_params,

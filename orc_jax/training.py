@@ -20,6 +20,7 @@ from orc_jax.evaluation import evaluate_split, renewal, show_table
 from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, metrics, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint
+from orc_jax.runtime.metrics import chosen_by
 from orc_jax.runtime.profile import Profiler
 from orc_jax.runtime.signals import Interruption
 from orc_jax.runtime.workdir import Lock, began, check, create
@@ -171,7 +172,7 @@ class _Loop:
             self.state = init_state(*setup.state_args(), weights)
         records = [record for record in metrics.read(workdir) if record["step"] <= self.step]
         self.record: dict = records[-1] if records else {}
-        scores = [_score(setup, record) for record in records if "test" in record]
+        scores = [_score(setup, record) for record in records if chosen_by(record)]
         self.best = max(scores, default=-1.0)
 
         self.called = called
@@ -256,7 +257,10 @@ class _Loop:
         }
         is_last, score = epoch == config.epochs, None
         if epoch % config.eval_every == 0 or is_last:
-            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state)
+            if setup.val_split is not None:
+                self.record["val"] = self._evaluated(setup.val_split)
+            if setup.val_split is None or is_last:
+                self.record["test"] = self._evaluated(setup.test_split)
             score = _score(setup, self.record)
         writers.write(self.record)
         self.shown.epoch(self.record)
@@ -271,11 +275,22 @@ class _Loop:
         setup, config = self.setup, self.setup.config
         self.checkpoints.wait()
         if "test" not in self.record:  # the metrics of a finished run were deleted
-            self.record["test"] = evaluate_split(setup, self.evaluation_step, self.state)
+            self.record["test"] = self._evaluated(setup.test_split)
         _save_kept(setup, self.workdir, self.state)
         title = f"{config.method.name} after epoch {config.epochs}"
         show_table(setup, title, self.record["test"], self.state.promotions.tolist(), self.step)
+        self.shown.say(
+            f"the best checkpoint is that of step {self.checkpoints.step('best')}, chosen by "
+            + (
+                "test images (--config.data.val_share=0.1 holds out training images for it)"
+                if setup.val_split is None
+                else f"{len(setup.val_split.labels):,} validation images"
+            )
+        )
         return Result(self.state, self.record, finished=True)
+
+    def _evaluated(self, split) -> dict:
+        return evaluate_split(self.setup, self.evaluation_step, self.state, split)
 
 
 def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
@@ -312,7 +327,7 @@ def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
 
 def _score(setup, record) -> float:
     """Return the accuracy in percent by which checkpoints are compared."""
-    return metrics.target_top1(record["test"], setup.kept, setup.num_params)
+    return metrics.target_top1(chosen_by(record), setup.kept, setup.num_params)
 
 
 def _save_kept(setup, workdir, state):
@@ -339,9 +354,10 @@ def _introduce(setup, workdir, step, shown):
     """Print what is trained, on which data, devices and files, and from which step on."""
     devices = setup.group.mesh.devices
     names = ", ".join(setup.group.names)
+    val = "" if setup.val_split is None else f"{len(setup.val_split.labels):,} validation, "
     shown.say(
         f"{setup.config.method.name}: {names} on {setup.config.data.name} "
-        f"({len(setup.train_split.labels):,} training, {len(setup.test_split.labels):,} test "
+        f"({len(setup.train_split.labels):,} training, {val}{len(setup.test_split.labels):,} test "
         f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
         f"(data × peer); files in {workdir}"
     )

@@ -70,10 +70,10 @@ def test_without_a_second_split_one_is_cut_off(root, with_train):
         for name in ("cat", "dog"):
             (root / "train" / name).rename(root / name)
         (root / "train").rmdir()
-    dataset = load_data(config_of(root, val_share=0.25))
+    dataset = load_data(config_of(root, test_share=0.25))
     assert np.bincount(dataset.train.labels).tolist() == [3, 3]
     assert np.bincount(dataset.test.labels).tolist() == [1, 1]
-    again = load_data(config_of(root, val_share=0.25))
+    again = load_data(config_of(root, test_share=0.25))
     np.testing.assert_array_equal(again.test.images, dataset.test.images)
 
 

@@ -90,7 +90,7 @@ def trajectories():
             results[f"{here}/{metric}"] = np.asarray(value)
         if name in ("orc_pivot", "one"):
             _, evaluation_step, _ = compile_steps(config, setup.group, setup.method)
-            test = evaluate_split(setup, evaluation_step, state)
+            test = evaluate_split(setup, evaluation_step, state, setup.test_split)
             results[f"{here}/test_loss"] = np.array(test["loss"])
         if name == "kdcl_general":
             _, _, prediction_step = compile_steps(config, setup.group, setup.method)

@@ -107,7 +107,7 @@ def test_streamed_and_decoded_images_evaluate_to_the_same(root):
         _, evaluation_step, _ = compile_steps(
             setup.config, setup.group, setup.method, streamed=setup.streamed
         )
-        results.append((evaluate_split(setup, evaluation_step, state), setup))
+        results.append((evaluate_split(setup, evaluation_step, state, setup.test_split), setup))
     (streamed, one), (decoded, other) = results
     np.testing.assert_allclose(one.test_split.mean, other.test_split.mean, rtol=1e-6)
     np.testing.assert_allclose(streamed["loss"], decoded["loss"], rtol=1e-5)
@@ -162,7 +162,7 @@ def test_one_compilation_for_all_batches(root, tmp_path):
     for split, order in itertools.islice(training_batches(setup, 0), 4):
         with jax.transfer_guard("disallow"):
             state = train_step(state, split, order)
-    evaluate_split(setup, evaluation_step, state)
+    evaluate_split(setup, evaluation_step, state, setup.test_split)
     assert train_step._cache_size() == evaluation_step._cache_size() == 1
 
 

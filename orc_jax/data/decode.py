@@ -28,12 +28,12 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
     """Load the images of a listing at `data.size`, or at their own size if it is 0.
 
     The images are decoded if all of them fit into `data.memory`. Otherwise they are left encoded,
-    and files are only checked for damage. Without a second split, `data.val_share` of every class
+    and files are only checked for damage. Without a second split, `data.test_share` of every class
     is held out from the training images; every run holds out the same images.
 
     Args:
       data: `config.data`.
-      listing: the training and the test images.
+      listing: the training, the test and, if there are any, the validation images.
       host: the program that loads the images.
       streamed: whether to leave the images encoded; None to decide by `data.memory`.
 
@@ -44,7 +44,9 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
     size = data.size or listing.train.size or _common_size(listing)
     if held_out := listing.test is None:
         listing = _with_test(data, listing)
-    count = len(listing.train.labels) + len(listing.test.labels)
+    splits = {"train": listing.train, "test": listing.test, "val": listing.val}
+    splits = {name: files for name, files in splits.items() if files is not None}
+    count = sum(len(files.labels) for files in splits.values())
     pixels = count * listing.train.channels * size**2
     if 0 < data.eval_resize < size:
         raise UserError(
@@ -52,8 +54,7 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
         )
     if streamed is None:
         streamed = not host.broadcast(fits_memory(pixels, data.memory))
-    splits = {"train": listing.train, "test": listing.test}
-    train, test = _read(data, splits, host, size, streamed)
+    train, test, *val = _read(data, splits, host, size, streamed)
     classes = np.union1d(listing.train.labels, listing.test.labels)
     for split in (train, test) if held_out else (train,):
         if len(missing := np.setdiff1d(classes, split.labels)):
@@ -61,7 +62,7 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
             raise UserError(f"the class {name!r} has too few images to train and validate on")
     if not len(test.labels):
         raise UserError(f"{data.dir} has no image to evaluate on")
-    return Dataset(train, test, listing.class_names)
+    return Dataset(train, test, listing.class_names, *val)
 
 
 def load_test(data, listing: Listing, host: Host, size: int, streamed: bool) -> Any:
@@ -87,7 +88,7 @@ def load_test(data, listing: Listing, host: Host, size: int, streamed: bool) -> 
 
 
 def _with_test(data, listing) -> Listing:
-    train, test = hold_out(listing.train, data.val_share, seed=0)
+    train, test = hold_out(listing.train, data.test_share, seed=0)
     return listing._replace(train=train, test=test)
 
 
@@ -96,7 +97,7 @@ def _read(data, splits: dict, host, size, streamed) -> list:
     read_split = _check_all if streamed else _decode_all
     read, damaged = [], []
     for name, files in splits.items():
-        resize = data.eval_resize if name == "test" else 0
+        resize = 0 if name == "train" else data.eval_resize
         with host.progress(f"reading {name} images", 2 * len(files.labels)) as advance:
             split, bad = read_split(files._replace(size=size), resize, host.folder, advance)
         read.append(split)
@@ -267,7 +268,7 @@ def _decode_or_reason(files, i, resize):
 def _common_size(listing: Listing) -> int:
     """Return the height and width of the images, which must all be squares of one size."""
     sizes: dict[tuple[int, int], str] = {}
-    for files in filter(None, (listing.train, listing.test)):
+    for files in filter(None, (listing.train, listing.test, listing.val)):
         for i in range(len(files.labels)):
             try:
                 with Image.open(files.file(i)) as image:

@@ -11,8 +11,8 @@ import numpy as np
 
 from orc_jax.errors import UserError
 
-# Names of the folder of the second split; the first that exists is used.
-SECOND = ("val", "valid", "validation", "test")
+# Names of the folders of the splits beside `train`; of each, the first that exists is used.
+VAL, TEST = ("val", "valid", "validation"), ("test",)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -80,19 +80,22 @@ class Listing(NamedTuple):
         requested and they have a split of their own.
       test: the test images, of the same type; None if the data set has no second split.
       class_names: names of the classes, in the order of their indices.
+      val: images of a third split, to choose a checkpoint by; None without.
     """
 
     train: Any
     test: Any
     class_names: tuple[str, ...]
+    val: Any = None
 
 
 def find(directory: str | Path, class_names: tuple[str, ...] = ()) -> Listing:
     """List the images of a folder.
 
-    The folder contains `train/CLASS/…`, with or without `val/CLASS/…` or `test/CLASS/…`, or only
-    `CLASS/…`. Images may also be in subfolders of the folder of their class. A folder with a file
-    `wnids.txt` has Tiny-ImageNet's layout.
+    The folder contains `train/CLASS/…`, with or without `val/CLASS/…` and `test/CLASS/…`, or only
+    `CLASS/…`. One of the two is the test split; of both, `val` is the validation split. Images may
+    also be in subfolders of the folder of their class. A folder with a file `wnids.txt` has
+    Tiny-ImageNet's layout.
 
     Args:
       directory: the folder.
@@ -108,25 +111,26 @@ def find(directory: str | Path, class_names: tuple[str, ...] = ()) -> Listing:
         raise UserError(f"there is no folder {root} (data.dir)")
     if (root / "wnids.txt").is_file():
         return _tiny_imagenet(root, test_only=bool(class_names))
-    second = next((name for name in SECOND if (root / name).is_dir()), None)
-    if second and class_names:
-        test = _by_class(root, second)
-        _check_classes(root / second, test, class_names)
-        return Listing(None, _files(root, test, class_names), class_names)
-    if second and not (root / "train").is_dir():
-        raise UserError(f"{root} has a folder {second}, but none named train")
+    val, test = (
+        next((name for name in names if (root / name).is_dir()), None) for names in (VAL, TEST)
+    )
+    val, test = (val, test) if test else (None, val)
+    if test and not class_names and not (root / "train").is_dir():
+        raise UserError(f"{root} has a folder {test}, but none named train")
+    if test and class_names:
+        return Listing(None, _second(root, test, class_names), class_names)
     train = _by_class(root, "train" if (root / "train").is_dir() else ".")
     names = tuple(train)
-    if not second:
-        return Listing(_files(root, train, names), None, names)
-    test = _by_class(root, second)
-    _check_classes(root / second, test, names)
-    return Listing(_files(root, train, names), _files(root, test, names), names)
+    others = [_second(root, split, names) if split else None for split in (test, val)]
+    return Listing(_files(root, train, names), others[0], names, others[1])
 
 
-def _check_classes(folder, by_class, names):
+def _second(root, split, names) -> Files:
+    """List a split whose classes are those of `train`."""
+    by_class = _by_class(root, split)
     if unknown := sorted(by_class.keys() - set(names)):
-        raise UserError(f"{folder} has the class {unknown[0]!r}, which train does not have")
+        raise UserError(f"{root / split} has the class {unknown[0]!r}, which train does not have")
+    return _files(root, by_class, names)
 
 
 def _files(root, by_class, names) -> Files:

@@ -41,18 +41,20 @@ class Images(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A training and a test split with the same classes.
+    """A training and a test split with the same classes, and perhaps a validation split.
 
     Attributes:
       train: the training images, `Images`, or encoded images (`folder.Files`, `tfds.Records`);
         None if only the test images were requested.
       test: the test images, of the same type.
       class_names: names of the classes, in the order of their indices.
+      val: images to choose a checkpoint by, of the same type; None without.
     """
 
     train: Any
     test: Any
     class_names: tuple[str, ...]
+    val: Any = None
 
     @property
     def num_classes(self) -> int:

@@ -119,7 +119,9 @@ def _versions(name, directory):
 def find(
     name: str, directory: str | Path, host: Host, class_names: tuple[str, ...] = ()
 ) -> Listing:
-    """List the images of the newest prepared version: `train`, and `validation` or `test`.
+    """List the images of the newest prepared version: `train`, and `validation` and `test`.
+
+    One of the two is the test split; of both, `validation` is the validation split.
 
     Every record is read once to get its label and to check it for damage. The result is kept in
     the cache.
@@ -154,11 +156,14 @@ def find(
         return Records(sources[split], where, rows, labels, channels, size, bad)
 
     train = None if class_names else records("train")
-    for split in ("validation", "test"):
+    others = []
+    for split in ("test", "validation"):
         # A split without any good label is skipped: the images of ImageNet's `test` have none.
         if split in sources and len((second := records(split)).faults) < len(second.labels):
-            return Listing(train, second, names)
-    return Listing(train or records("train"), None, names)
+            others.append(second)
+    if not others:
+        return Listing(train or records("train"), None, names)
+    return Listing(train, others[0], names, *others[1:])
 
 
 def _open(name, directory):

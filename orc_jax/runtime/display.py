@@ -61,7 +61,7 @@ class Display:
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
-        self._test: dict | None = None
+        self._split, self._test = "test", dict[str, list]()  # what was evaluated last
         self._refresh = REFRESH if self._console.is_terminal else REFRESH_PLAIN
         self._updated = (time.monotonic(), 0)  # when, and at which step
         self._progress = Progress(
@@ -127,17 +127,20 @@ class Display:
 
     def epoch(self, record: dict) -> None:
         """Show the record of a finished epoch."""
-        self._test = record.get("test", self._test)
+        if split := next((name for name in ("val", "test") if name in record), ""):
+            self._split, self._test = split, record[split]
         if self._console.is_terminal:
             self.update(record["step"], record["train"])
             return
         self._updated = (time.monotonic(), record["step"])
         test = ""
-        if "test" in record:
-            top1 = record["test"]["top1"]
-            test = (
-                f"  test top-1 {_numbers(top1)}  ensemble {record['test']['ensemble']['top1']:.2f}"
-            )
+        for split in ("val", "test"):
+            if split in record:
+                found = record[split]
+                test += (
+                    f"  {split} top-1 {_numbers(found['top1'])}  "
+                    f"ensemble {found['ensemble']['top1']:.2f}"
+                )
         role, shares = _changing_role(record["train"])
         shown = f"  {role} % {_numbers([100 * x for x in shares], 0)}" if role else ""
         self.say(
@@ -147,7 +150,7 @@ class Display:
 
     def _table(self, train):
         table = Table()
-        for name in ("peer", "network", "train loss", "train top-1", "test top-1"):
+        for name in ("peer", "network", "train loss", "train top-1", f"{self._split} top-1"):
             table.add_column(name, justify="left" if name == "network" else "right")
         role, shares = _changing_role(train)
         if role:

@@ -94,6 +94,11 @@ def _plain(x):
     return np.vectorize(lambda v: float(f"{v:.7g}"), otypes=[float])(x).tolist()
 
 
+def chosen_by(record: dict) -> dict:
+    """Return the evaluation that chooses: on validation images, or else on test images; or {}."""
+    return record.get("val") or record.get("test") or {}
+
+
 def target_top1(test: dict, kept: list[int], num_params: list[int]) -> float:
     """Return the top-1 accuracy that decides which checkpoint is the best.
 

@@ -169,7 +169,7 @@ def create(
 
 def fingerprint(dataset: Dataset) -> dict:
     """Return the checksums of the splits that are loaded, as "SPLIT_PART" → checksum."""
-    splits = {"train": dataset.train, "test": dataset.test}
+    splits = {"train": dataset.train, "test": dataset.test, "val": dataset.val}
     return {
         f"{name}_{part}": checksum
         for name, split in splits.items()

@@ -148,8 +148,9 @@ def _accuracy(about):
     scores = about["scores"]
     if not scores:
         return f"Not evaluated; the weights are those of step {about['step']}."
+    split = {"test": "test", "val": "validation"}[scores["split"]]
     return (
-        f"On the test images: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
+        f"On the {split} images: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
         f"cross-entropy {scores['loss']:.4f}, evaluated at step {scores['step']}; the weights are "
         f"those of step {about['step']}."
     )

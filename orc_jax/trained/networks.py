@@ -28,8 +28,8 @@ class TrainedNetworks(NamedTuple):
       images: preprocessing of each network's images; shape and resizing are equal.
       peer: position of the network in its group, or "ensemble"; None for a saved network.
       step: of the checkpoint; None for a saved network.
-      scores: "top1", "top5" and "loss" on the test images, with the "step" of that evaluation, the
-        last one up to the checkpoint; empty if there was none.
+      scores: "top1", "top5" and "loss" on the "split" "test" or "val", with the "step" of that
+        evaluation, the last one up to the checkpoint; empty if there was none.
     """
 
     networks: list[str]
@@ -99,7 +99,7 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
         raise UserError(f"peer is {peer!r}, allowed: best, ensemble, 0 to {size - 1}")
     step, variables = saved.of_checkpoint(workdir, checkpoint)
     tested = [record for record in metrics.read(workdir) if record["step"] <= step]
-    tested = [record for record in tested if "test" in record][-1:]
+    tested = [record for record in tested if metrics.chosen_by(record)][-1:]
     if peer == "best":
         peer = str(_best(config, variables, tested))
     run = began(workdir)
@@ -126,13 +126,15 @@ def _best(config, variables, tested) -> int:
             f"{', '.join(map(str, kept))} by --peer"
         )
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(peer["params"])) for peer in variables]
-    return max(kept, key=lambda i: (tested[0]["test"]["top1"][i], -sizes[i]))
+    top1 = metrics.chosen_by(tested[0])["top1"]
+    return max(kept, key=lambda i: (top1[i], -sizes[i]))
 
 
 def _scores(record, peer):
-    test = record["test"]
+    split = "test" if record.get("test") else "val"
+    test = record[split]
     if peer == "ensemble":
         scores = test["ensemble"]
     else:
         scores = {name: test[name][int(peer)] for name in ("top1", "top5", "loss")}
-    return scores | {"step": record["step"]}
+    return scores | {"step": record["step"], "split": split}

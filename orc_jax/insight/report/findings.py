@@ -101,7 +101,7 @@ def _predict(setup, stacks) -> Answers:
     )
     # Compiled, so that XLA removes the computation of the images.
     labels_of = jax.jit(lambda split, index: batches.evaluation_batch(split, index, size)[1:])
-    for split, index in evaluation_batches(setup):
+    for split, index in evaluation_batches(setup, setup.test_split):
         logits = jax.device_get(prediction_step(stacks, split, index))
         labels, counts = jax.device_get(labels_of(split, index))
         rows = np.flatnonzero(counts)

@@ -9,17 +9,19 @@ def curves(run: Findings) -> list[plots.Plot]:
     """Plot the accuracy and loss of every peer over the epochs."""
     panels, config = [], run.setup.config
     kinds = run.setup.method.positions.kinds(config.method, len(config.peers))
-    for split, label in (("test", "Test"), ("train", "Training")):
+    # With validation images, the test images are evaluated once, at the end.
+    evaluated = ("val", "Validation") if any("val" in r for r in run.records) else ("test", "Test")
+    for split, label in (evaluated, ("train", "Training")):
         records = [record for record in run.records if split in record]
         if not records:
             continue
         epochs = [record["epoch"] for record in records]
         # A frozen teacher has no training loss.
-        shown = [i for i, kind in enumerate(kinds) if split == "test" or kind in peers.CHANGING]
+        shown = [i for i, kind in enumerate(kinds) if split != "train" or kind in peers.CHANGING]
         for key, title, unit in (("top1", "top-1 accuracy", "%"), ("loss", "loss", "")):
             series = {run.titles[i]: [record[split][key][i] for record in records] for i in shown}
             colours = list(shown)
-            if split == "test" and len(kinds) > 1:
+            if split != "train" and len(kinds) > 1:
                 series["ensemble"] = [record[split]["ensemble"][key] for record in records]
                 for name in run.setup.method.ensembles:
                     series[f"{name} ensemble"] = [
