@@ -310,7 +310,17 @@ def plain_variables(stacks, states, peer: int) -> dict:
       {"params", "batch_stats"}, as the network's own `init` gives them.
     """
     at, state = next((s, state) for s, state in zip(stacks, states, strict=True) if peer in s.peers)
-    own, trunk = select(state.members, at.peers.index(peer)), state.trunk
+    return plain_member(state, at.peers.index(peer))
+
+
+def plain_member(state: StackState, slot) -> dict:
+    """Take a member out of its stack as `plain_variables` does.
+
+    Args:
+      state: of the stack.
+      slot: position in the stack; JAX may trace it.
+    """
+    own, trunk = select(state.members, slot), state.trunk
     variables = {"params": trunk.params | own.params, "batch_stats": trunk.stats | own.stats}
     return {
         name: {k: v for k, v in tree.items() if not k.startswith("auxiliary")}

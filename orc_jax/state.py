@@ -86,17 +86,21 @@ def shardings(group: peers.Group, state: State) -> State:
     return jax.tree.map(of_part, spec(group), state, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def init_state(config, group: peers.Group, method: Method, image_shape, pretrained) -> State:
+def init_state(
+    config, group: peers.Group, method: Method, image_shape, pretrained, sums=None
+) -> State:
     """Make the state before the first step and put it on the mesh.
 
     Args:
       config, group, method: of the run.
       image_shape: (height, width, channels).
       pretrained: peer → variables to start from.
+      sums: of `abstract_state`, if the caller has it, so that the method is not traced again.
     """
     stacks = peers.init(group, streams(config.seed)[0], image_shape, pretrained)
     own = jax.jit(lambda: _init_own(config, group, method, image_shape))()
-    state = _first_state(config, group, method, image_shape, stacks, own)
+    sums = sums or _sums(config, group, method, image_shape, own)
+    state = _first_state(config, group, stacks, own, sums)
     return put_global(state, shardings(group, state))
 
 
@@ -104,7 +108,8 @@ def abstract_state(config, group: peers.Group, method: Method, image_shape) -> S
     """Return what `init_state` gives, as shapes with their placement; nothing is computed."""
     stacks = peers.abstract(group, image_shape)
     own = jax.eval_shape(lambda: _init_own(config, group, method, image_shape))
-    state = _first_state(config, group, method, image_shape, stacks, own)
+    sums = _sums(config, group, method, image_shape, own)
+    state = _first_state(config, group, stacks, own, sums)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         state,
@@ -112,14 +117,14 @@ def abstract_state(config, group: peers.Group, method: Method, image_shape) -> S
     )
 
 
-def _first_state(config, group, method, image_shape, stacks, own) -> State:
+def _first_state(config, group, stacks, own, sums) -> State:
     return State(
         step=np.int32(0),
         seed=np.int32(config.seed),
         stacks=stacks,
         method=own,
         promotions=np.zeros(group.size, np.int32),
-        sums=_zero_sums(config, group, method, image_shape, own),
+        sums=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums),
         failed_at=np.full(group.size, -1, np.int32),
     )
 
@@ -154,8 +159,8 @@ def _init_own(config, group, method, image_shape) -> MethodState:
     return MethodState(params, stats, optimizer.init(params), memory)
 
 
-def _zero_sums(config, group, method, image_shape, own):
-    """Return zeros for every metric of the method."""
+def _sums(config, group, method, image_shape, own):
+    """Return the shape of every metric of the method."""
 
     def metrics(variables):
         def update_teachers(stacks, logits, update):
@@ -166,8 +171,7 @@ def _zero_sums(config, group, method, image_shape, own):
             config.method, method, (), batch, variables, key, update_teachers
         ).metrics
 
-    sums = jax.eval_shape(metrics, own.variables)
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums)
+    return jax.eval_shape(metrics, own.variables)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

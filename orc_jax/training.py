@@ -3,7 +3,6 @@
 import collections
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,7 +168,7 @@ class _Loop:
         if self.step:
             self.state = checkpoints.restore(self.step, template)
         else:
-            self.state = init_state(*setup.state_args(), weights)
+            self.state = init_state(*setup.state_args(), weights, template.sums)
         records = [record for record in metrics.read(workdir) if record["step"] <= self.step]
         self.record: dict = records[-1] if records else {}
         scores = [_score(setup, record) for record in records if chosen_by(record)]
@@ -332,16 +331,18 @@ def _score(setup, record) -> float:
 
 def _save_kept(setup, workdir, state):
     """Save the peers that the training was for as plain networks, in `networks/PEER`."""
-    for peer in setup.kept:
-        description = {
-            "network": setup.group.names[peer],
-            "num_classes": setup.dataset.num_classes,
-            "class_names": setup.dataset.class_names,
-            **setup.own_images.get(peer, setup.images).to_json(),
-        }
-        take = partial(peers.plain_variables, setup.group.stacks, peer=peer)
-        variables = jax.jit(take, out_shardings=setup.everywhere)(state.stacks)
-        saved.save(workdir / "networks" / str(peer), variables, description)
+    take = jax.jit(peers.plain_member, out_shardings=setup.everywhere)
+    for stack, stack_state in zip(setup.group.stacks, state.stacks, strict=True):
+        for slot, peer in enumerate(stack.peers):
+            if peer not in setup.kept:
+                continue
+            description = {
+                "network": stack.name,
+                "num_classes": setup.dataset.num_classes,
+                "class_names": setup.dataset.class_names,
+                **setup.own_images.get(peer, setup.images).to_json(),
+            }
+            saved.save(workdir / "networks" / str(peer), take(stack_state, slot), description)
 
 
 def _training(state: State) -> dict:

@@ -263,11 +263,11 @@ def test_damaged_images_of_tfds_are_listed_before_the_first_step(
     assert "left out 2 images" in capsys.readouterr().out
 
 
-def test_the_second_split_of_tfds(monkeypatch, tmp_path):
-    """Validation before test; not a split without labels; a class that no image has is no fault."""
+def test_the_other_splits_of_tfds(monkeypatch, tmp_path):
+    """Not a split without labels; of two, one validates; a class that no image has is no fault."""
     hidden = {"train": [0, 1] * 5, "test": [-1, -1, -1]}
     for splits, count in (
-        ({"train": [0, 1], "test": [0], "validation": [1, 1]}, 2),
+        ({"train": [0, 1], "test": [0], "validation": [1, 1]}, 1),
         ({"train": [0, 1], "test": [0, 0, 1]}, 3),
         (hidden | {"validation": [0] * 4}, 4),
         (hidden, 2),
@@ -276,6 +276,7 @@ def test_the_second_split_of_tfds(monkeypatch, tmp_path):
         fake_builder(monkeypatch, tmp_path, "abc", **splits)
         dataset = load_data(fake_config(tmp_path, cache=str(tmp_path / f"{len(splits)}{count}")))
         assert len(dataset.test.labels) == count and dataset.class_names == ("a", "b", "c")
+        assert (dataset.val is None) == (count != 1)
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.5])

@@ -161,6 +161,8 @@ def find(
         # A split without any good label is skipped: the images of ImageNet's `test` have none.
         if split in sources and len((second := records(split)).faults) < len(second.labels):
             others.append(second)
+        if others and class_names:
+            break
     if not others:
         return Listing(train or records("train"), None, names)
     return Listing(train, others[0], names, *others[1:])

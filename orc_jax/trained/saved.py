@@ -107,6 +107,8 @@ def pretrained(
     loaded: dict[int, Any] = {}
     own_images: dict[int, Preprocessing] = {}
     for stack in group.stacks:
+        if not any(sources.get(peer) for peer in stack.peers):
+            continue
         _, template = peers.abstract_logits(stack, images.image_shape)
         for peer in stack.peers:
             source = sources.get(peer)
