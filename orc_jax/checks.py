@@ -207,6 +207,11 @@ def check_data(config, dataset: datasets.Dataset, num_images: int) -> None:
             f"every peer of {config.method.name} sees other parts of an image (data.resized_crop): "
             f"they must fit data.memory, {config.data.memory} of the device's"
         )
+    if 0 < config.data.train_images < dataset.num_classes:
+        raise UserError(
+            f"data.train_images is {config.data.train_images}, allowed: 0 for all, or as many as "
+            f"there are classes, {dataset.num_classes}, or more"
+        )
     if num_images < config.batch_size:
         raise UserError(
             f"batch_size is {config.batch_size}, allowed: at most the {num_images} training images"

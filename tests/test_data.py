@@ -439,6 +439,18 @@ def test_evaluation_counts_every_image_once():
         (np.zeros((3, 4, 4), np.uint8), np.zeros(3), "3 integers"),
         (np.zeros((3, 4, 4), np.uint8), np.array([0, -1, 2]), "count from 0"),
         (np.zeros((0, 4, 4), np.uint8), np.zeros(0, int), "no train images"),
+        (np.ones((3, 4, 4)), np.zeros(3, int), r"not float64: np.uint8\(\(images \* 255\)\.round"),
+        (np.full((3, 4, 4), 9.0), np.zeros(3, int), r"not float64: np.uint8\(\(images\)\.round"),
+        (-np.ones((3, 4, 4)), np.zeros(3, int), "as they were before they were normalised"),
+        (np.full((3, 4, 4), np.nan), np.zeros(3, int), "before they were normalised"),
+        (np.zeros((3, 4, 4), np.uint8), np.eye(3)[[0, 1, 1]], r"one-hot: pass labels\.argmax"),
+        (
+            np.zeros((3, 4, 4), np.uint8),
+            np.array([1, 2, 1]),
+            "none is 0 .the largest is 2.*inverse",
+        ),
+        (np.zeros((3, 4, 4), np.uint8), np.array([0, 5, 5]), "none is 1 .the largest is 5"),
+        (np.zeros((3, 4, 4), np.uint8), np.array([0, 0, 0]), "all train labels are 0: .*one class"),
     ],
 )
 def test_arrays_of_another_form(images, labels, message):
@@ -446,3 +458,18 @@ def test_arrays_of_another_form(images, labels, message):
     data.from_arrays((*good, *good))
     with pytest.raises(UserError, match=message):
         data.from_arrays((images, labels, *good))
+
+
+def test_test_labels_of_no_class():
+    train = (np.zeros((2, 4, 4), np.uint8), np.array([0, 1]))
+    with pytest.raises(UserError, match="test labels have the class 2, which train labels do not"):
+        data.from_arrays((*train, train[0], np.array([2, 1])))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.uint8])
+def test_labels_and_images_of_other_types_and_layouts(dtype):
+    images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 3, 4, 5)
+    labels = np.array([0, 1]).astype(dtype)
+    found = data.from_arrays((images.transpose(0, 2, 3, 1), labels) * 2)
+    np.testing.assert_array_equal(found.train.images[1, 2, 3], images[1, :, 2, 3])
+    assert found.train.labels.tolist() == [0, 1] and found.class_names == ("0", "1")

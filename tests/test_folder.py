@@ -63,6 +63,75 @@ def test_train_and_val_nested_or_flat(root):
     assert folder.find(root).test.paths[0] == "test/cat/0.JPEG"
 
 
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        ("Training", "Testing"),
+        ("train", "Test"),
+        ("seg_train", "seg_test"),
+        ("train_images", "eval-images"),
+        ("TRAIN", "Validation"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+    ],
+)
+def test_names_that_people_give_to_splits(root, train, test):
+    expected = folder.find(root)
+    for old, new in (("train", train), ("val", test)):
+        (root / old).rename(root / "moved")
+        (root / new).parent.mkdir(exist_ok=True)
+        (root / "moved").rename(root / new)
+    found = folder.find(root)
+    assert found.class_names == ("cat", "dog")
+    assert [p.removeprefix(train) for p in found.train.paths] == [
+        p.removeprefix("train") for p in expected.train.paths
+    ]
+    assert len(found.test.labels) == len(expected.test.labels)
+    assert folder.find(root, ("cat", "dog")).test.paths == found.test.paths
+
+
+def test_classes_whose_names_have_words_of_splits(tmp_path):
+    for name in ("test_tube", "training-shoe"):
+        for i in range(4):
+            save(tmp_path / "images" / "train" / name / f"{i}.png")
+            save(tmp_path / "flat" / name.replace("training", "running") / f"{i}.png")
+    assert folder.find(tmp_path / "images").class_names == ("test_tube", "training-shoe")
+    assert folder.find(tmp_path / "flat").class_names == ("running-shoe", "test_tube")
+
+
+def test_litter_is_passed_over_and_other_files_are_counted(root, capsys):
+    expected = folder.find(root)
+    for litter in ("__MACOSX/cat", "train/lost+found", "train/@eaDir", "train/.ipynb_checkpoints"):
+        save(root / litter / "0.png")
+    for name in ("Thumbs.db", "desktop.ini", "._0.png", ".DS_Store"):
+        (root / "train" / "cat" / name).write_text("")
+    (root / "val" / "bird").mkdir()  # as if it was not there
+    for name in ("a.txt", "b.TXT", "c.json", "README"):
+        (root / "train" / "dog" / name).write_text("")
+    found = folder.find(root)
+    assert found.class_names == expected.class_names
+    assert found.train.paths == expected.train.paths and found.test.paths == expected.test.paths
+    load_data(config_of(root))
+    said = "left out 4 files that are no images, by suffix: 1 without, 1 .json, 2 .txt"
+    assert said in capsys.readouterr().out
+
+
+def test_an_empty_class_is_left_out_on_request(root, capsys):
+    (root / "train" / "bird").mkdir()
+    assert load_data(config_of(root, on_error="skip")).class_names == ("cat", "dog")
+    assert "left out classes without an image: bird" in capsys.readouterr().out
+
+
+def test_files_of_every_suffix_that_pillow_opens(tmp_path):
+    names = ("a.jfif", "b.TIF", "c.tiff", "d.gif", "e.ppm", "f.avif", "g.jpe", "h.pgm")
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for file in names:
+                image = picture(1, (8, 8))
+                save(tmp_path / split / name / file, image.convert("L") if "pgm" in file else image)
+    dataset = load_data(config_of(tmp_path, cache=str(tmp_path / "cache")))
+    assert len(dataset.train.labels) == 2 * len(names)
+
+
 @pytest.mark.parametrize("with_train", [True, False])
 def test_without_a_second_split_one_is_cut_off(root, with_train):
     shutil.rmtree(root / "val")
@@ -218,7 +287,17 @@ def break_folder(root, kind):
     elif kind == "class in val alone":
         save(root / "val" / "bird" / "0.png")
     elif kind == "no train":
-        (root / "train").rename(root / "training")
+        (root / "train").rename(root / "practice")
+    elif kind == "one class":
+        shutil.rmtree(root / "train" / "dog")
+        shutil.rmtree(root / "val" / "dog")
+    elif kind == "too high":
+        (root.parent / "lower").mkdir()
+        root.rename(root.parent / "lower" / "images")
+        (root.parent / "lower").rename(root)
+    elif kind == "two trainings":
+        (root / "train").rename(root / "Train")
+        shutil.copytree(root / "Train", root / "training")
     elif kind == "link to itself":
         (root / "train" / "cat" / "self").symlink_to(root / "train" / "cat" / "self")
     elif kind == "link to nothing":
@@ -235,7 +314,10 @@ def break_folder(root, kind):
     [
         ("absent", "there is no folder"),
         ("empty", "train has no folders of classes"),
-        ("class without images", "bird has no image"),
+        ("class without images", "train/bird has no image file .*on_error=skip leaves"),
+        ("one class", r"only one class \(cat\): is data.dir one folder too high"),
+        ("too high", r"only one class \(images\): is data.dir one folder too high"),
+        ("two trainings", "has several folders of train images: Train, training"),
         ("class in val alone", "val has the class 'bird', which train does not have"),
         ("no train", "has a folder val, but none named train"),
         ("link to itself", "self cannot be read: Too many levels"),

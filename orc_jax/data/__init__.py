@@ -112,7 +112,7 @@ def _listing(data, host, class_names=()) -> Listing:
     if data.name in CIFAR:
         return tfds.find(data.name, data.dir, host, class_names)
     if data.name in FOLDERS:
-        return folder.find(data.dir, class_names)
+        return folder.find(data.dir, class_names, data.on_error)
     if data.name.startswith(TFDS):
         return tfds.find(data.name.removeprefix(TFDS), data.dir, host, class_names)
     raise unknown("data set", data.name, NAMES)

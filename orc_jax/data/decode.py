@@ -41,6 +41,8 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
       UserError: an image cannot be decoded (unless `data.on_error` is "skip"), the images differ
         in size and `data.size` is 0, or a class or split has too few images.
     """
+    for note in listing.notes:
+        host.say(note)
     size = data.size or listing.train.size or _common_size(listing)
     if held_out := listing.test is None:
         listing = _with_test(data, listing)

@@ -1,19 +1,35 @@
 """Folders of image files: `train/CLASS/…` and `val/CLASS/…`, or Tiny-ImageNet's own layout."""
 
+import collections
 import itertools
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from orc_jax.errors import UserError
 
-# Names of the folders of the splits beside `train`; of each, the first that exists is used.
-VAL, TEST = ("val", "valid", "validation"), ("test",)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# The words by which people name the folders of splits: `Training`, `seg_train`, `test_images`.
+WORDS = {
+    "train": {"train", "training"},
+    "val": {"val", "valid", "validation"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+# What Pillow opens, but for documents, videos and scientific data.
+SUFFIXES = tuple(
+    sorted(
+        {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+        - {".bufr", ".emf", ".eps", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg"}
+        - {".ps", ".wmf"}
+    )
+)
+# What systems and programs leave in folders; hidden files and folders are passed over too.
+LITTER = {"__macosx", "lost+found", "@eadir", "thumbs.db", "desktop.ini"}
 
 
 class Files(NamedTuple):
@@ -81,53 +97,101 @@ class Listing(NamedTuple):
       test: the test images, of the same type; None if the data set has no second split.
       class_names: names of the classes, in the order of their indices.
       val: images of a third split, to choose a checkpoint by; None without.
+      notes: lines for the user about what was left out.
     """
 
     train: Any
     test: Any
     class_names: tuple[str, ...]
     val: Any = None
+    notes: tuple[str, ...] = ()
 
 
-def find(directory: str | Path, class_names: tuple[str, ...] = ()) -> Listing:
+def find(
+    directory: str | Path, class_names: tuple[str, ...] = (), on_error: str = "stop"
+) -> Listing:
     """List the images of a folder.
 
     The folder contains `train/CLASS/…`, with or without `val/CLASS/…` and `test/CLASS/…`, or only
     `CLASS/…`. One of the two is the test split; of both, `val` is the validation split. Images may
-    also be in subfolders of the folder of their class. A folder with a file `wnids.txt` has
-    Tiny-ImageNet's layout.
+    also be in subfolders of the folder of their class. The names of splits may be spelled as in
+    `WORDS`, with other words around. A folder with a file `wnids.txt` has Tiny-ImageNet's layout.
 
     Args:
       directory: the folder.
       class_names: names of the classes, to list only the test images; training images are then
         listed only if there is no second split. Empty to list both splits.
+      on_error: "skip" to leave out classes without training images, and say so; or "stop".
 
     Raises:
       UserError: the folder does not exist or cannot be read, a class has no images, only the
-        second split has a class, or a symbolic link leads back to a folder above it.
+        second split has a class, there is one class only, two folders may be the same split, or a
+        symbolic link leads back to a folder above it.
     """
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"there is no folder {root} (data.dir)")
     if (root / "wnids.txt").is_file():
         return _tiny_imagenet(root, test_only=bool(class_names))
-    val, test = (
-        next((name for name in names if (root / name).is_dir()), None) for names in (VAL, TEST)
-    )
-    val, test = (val, test) if test else (None, val)
-    if test and not class_names and not (root / "train").is_dir():
-        raise UserError(f"{root} has a folder {test}, but none named train")
+    splits = _splits(root)
+    test, val = splits.get("test"), splits.get("val")
+    test, val = (test, val) if test else (val, None)
+    others: collections.Counter = collections.Counter()
     if test and class_names:
-        return Listing(None, _second(root, test, class_names), class_names)
-    train = _by_class(root, "train" if (root / "train").is_dir() else ".")
+        return Listing(None, _second(root, test, class_names, others), class_names)
+    train = _by_class(root, splits.get("train", "."), others)
+    empty = [name for name, paths in train.items() if not paths]
+    if empty and on_error == "stop":
+        raise UserError(
+            f"{root / splits.get('train', '.') / empty[0]} has no image file "
+            "(--config.data.on_error=skip leaves the class out)"
+        )
+    train = {name: paths for name, paths in train.items() if paths}
     names = tuple(train)
-    others = [_second(root, split, names) if split else None for split in (test, val)]
-    return Listing(_files(root, train, names), others[0], names, others[1])
+    if len(names) == 1:
+        raise UserError(f"{root} has only one class ({names[0]}): is data.dir one folder too high?")
+    second = [_second(root, split, names, others) if split else None for split in (test, val)]
+    notes = [f"left out classes without an image: {', '.join(empty)}"] if empty else []
+    if others:
+        counts = ", ".join(
+            f"{count} {suffix or 'without'}" for suffix, count in sorted(others.items())
+        )
+        notes.append(f"left out {others.total()} files that are no images, by suffix: {counts}")
+    return Listing(_files(root, train, names), second[0], names, second[1], tuple(notes))
 
 
-def _second(root, split, names) -> Files:
+def _splits(root) -> dict[str, str]:
+    """Return split → name of its folder, for the splits that there are."""
+    found: dict[str, list[str]] = {split: [] for split in WORDS}
+    exact: dict[str, list[str]] = {split: [] for split in WORDS}
+    for entry in _entries(root):
+        words = set(re.split(r"[^a-z]+", entry.name.lower()))
+        fitting = [split for split, known in WORDS.items() if words & known]
+        if len(fitting) == 1 and _is_folder(entry):
+            found[fitting[0]].append(entry.name)
+            if entry.name.lower() in WORDS[fitting[0]]:
+                exact[fitting[0]].append(entry.name)
+    if not found["train"]:
+        # Without training images beside it, `test_tube` is a class.
+        if others := exact["test"] + exact["val"]:
+            raise UserError(f"{root} has a folder {others[0]}, but none named train")
+        return {}
+    splits: dict[str, str] = {}
+    for split in WORDS:
+        if len(names := exact[split] or found[split]) > 1:
+            raise UserError(f"{root} has several folders of {split} images: {', '.join(names)}")
+        if names:
+            splits[split] = names[0]
+    # Some archives repeat the name: seg_train/seg_train/CLASS.
+    for split, name in splits.items():
+        if (root / name / name).is_dir() and len(_entries(root / name)) == 1:
+            splits[split] = f"{name}/{name}"
+    return splits
+
+
+def _second(root, split, names, others) -> Files:
     """List a split whose classes are those of `train`."""
-    by_class = _by_class(root, split)
+    by_class = {name: paths for name, paths in _by_class(root, split, others).items() if paths}
     if unknown := sorted(by_class.keys() - set(names)):
         raise UserError(f"{root / split} has the class {unknown[0]!r}, which train does not have")
     return _files(root, by_class, names)
@@ -140,26 +204,28 @@ def _files(root, by_class, names) -> Files:
     return Files(root, paths, np.array(labels, np.int32))
 
 
-def _by_class(root, split) -> dict[str, list[str]]:
-    """Return class → paths of its images, both sorted."""
+def _by_class(root, split, others) -> dict[str, list[str]]:
+    """Return class → paths of its images, both sorted; count all other files in `others`."""
     folder = root / split
     classes = sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
     if not classes:
         raise UserError(f"{folder} has no folders of classes")
-    by_class = {}
-    for name in classes:
-        by_class[name] = [os.path.relpath(path, root) for path in images_below(folder / name)]
-        if not by_class[name]:
-            raise UserError(f"{folder / name} has no image ({', '.join(SUFFIXES)})")
-    return by_class
+    return {
+        name: [os.path.relpath(path, root) for path in images_below(folder / name, others)]
+        for name in classes
+    }
 
 
 def _entries(folder) -> list[os.DirEntry]:
-    """Return the entries of a folder, sorted, without hidden ones."""
+    """Return the entries of a folder, sorted, without hidden ones and litter."""
     try:
         with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-            return sorted(visible, key=lambda entry: entry.name)
+            wanted = [
+                entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name.lower() not in LITTER
+            ]
+            return sorted(wanted, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
 
@@ -171,11 +237,14 @@ def _is_folder(entry) -> bool:
         raise UserError(f"{entry.path} cannot be read: {error.strerror}") from error
 
 
-def images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
+def images_below(
+    folder, others: collections.Counter | None = None, above: tuple[Path, ...] = ()
+) -> Iterator[str]:
     """Find the image files in a folder and its subfolders.
 
     Args:
       folder: the folder.
+      others: counts the files that are no images, by suffix.
       above: resolved paths of the folders above it, through which the search came.
 
     Yields:
@@ -190,9 +259,11 @@ def images_below(folder, above: tuple[Path, ...] = ()) -> Iterator[str]:
         raise UserError(f"{folder} is a symbolic link back to {resolved}, a folder above it")
     for entry in _entries(folder):
         if _is_folder(entry):
-            yield from images_below(entry.path, (*above, resolved))
+            yield from images_below(entry.path, others, (*above, resolved))
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry.path
+        elif others is not None:
+            others[os.path.splitext(entry.name)[1].lower()] += 1
 
 
 def _tiny_imagenet(root, test_only) -> Listing:
@@ -204,7 +275,7 @@ def _tiny_imagenet(root, test_only) -> Listing:
     names = tuple(_lines(root / "wnids.txt"))
     if test_only:
         return Listing(None, _files(root, _annotated(root, names), names), names)
-    train = _by_class(root, "train")
+    train = _by_class(root, "train", collections.Counter())
     if train.keys() != set(names):
         unmatched = sorted(train.keys() ^ set(names))[0]
         raise UserError(f"{root}: the class {unmatched!r} is not in both wnids.txt and train")

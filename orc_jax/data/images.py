@@ -145,18 +145,36 @@ def from_arrays(arrays, where: str = "data") -> Dataset:
         raise UserError(
             f"train images are {train.images.shape[1:]}, test images {test.images.shape[1:]}"
         )
-    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    return Dataset(train, test, tuple(str(c) for c in range(num_classes)))
+    classes = np.unique(train.labels)
+    if len(classes) == 1:
+        raise UserError(f"all train labels are {classes[0]}: there is only one class")
+    if classes[0] != 0 or classes[-1] != len(classes) - 1:
+        missing = np.setdiff1d(np.arange(classes[-1]), classes)[0]
+        raise UserError(
+            f"train labels must be all of 0 to C − 1, but none is {missing} (the largest is "
+            f"{classes[-1]}): number them by np.unique(labels, return_inverse=True)"
+        )
+    if len(unknown := np.setdiff1d(test.labels, classes)):
+        raise UserError(f"test labels have the class {unknown[0]}, which train labels do not have")
+    return Dataset(train, test, tuple(map(str, classes)))
 
 
 def _images(split, images, labels) -> Images:
     images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype.kind == "f" and images.size:
+        levels = "images * 255" if images.max() <= 1 else "images"
+        remedy = f"np.uint8(({levels}).round())"
+        if not np.isfinite(images).all() or images.min() < 0 or images.max() > 255:
+            remedy = "scale them to 0 to 255 as they were before they were normalised"
+        raise UserError(f"{split} images must be uint8, not {images.dtype}: {remedy}")
+    if labels.ndim == 2 and labels.shape[1] > 1 and (labels.sum(axis=1) == 1).all():
+        raise UserError(f"{split} labels are one-hot: pass labels.argmax(axis=1)")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
             f"{split} images must be uint8 [N, H, W] or [N, H, W, channels], "
             f"not {images.dtype} {list(images.shape)}"
         )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+    if labels.dtype.kind not in "iub" or labels.shape != images.shape[:1]:
         raise UserError(
             f"{split} labels must be {len(images)} integers, one per image, "
             f"not {labels.dtype} {list(labels.shape)}"

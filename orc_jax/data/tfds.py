@@ -156,7 +156,7 @@ def find(
         return Records(sources[split], where, rows, labels, channels, size, bad)
 
     train = None if class_names else records("train")
-    others = []
+    others: list[Any] = []
     for split in ("test", "validation"):
         # A split without any good label is skipped: the images of ImageNet's `test` have none.
         if split in sources and len((second := records(split)).faults) < len(second.labels):
@@ -165,7 +165,7 @@ def find(
             break
     if not others:
         return Listing(train or records("train"), None, names)
-    return Listing(train, others[0], names, *others[1:])
+    return Listing(train, others[0], names, val=others[1] if others[1:] else None)
 
 
 def _open(name, directory):

@@ -133,7 +133,7 @@ def pictures(images: list[str], subject: Subject) -> list[Picture]:
         else:
             loaded.append(_of_file(subject, Path(name)))
     if not loaded:
-        raise UserError(f"--images={','.join(images)} has no image ({', '.join(folder.SUFFIXES)})")
+        raise UserError(f"--images={','.join(images)} has no image file")
     return loaded
 
 

@@ -88,7 +88,7 @@ def images_of(arguments: Sequence[str]) -> list[str]:
         if os.path.isdir(path):
             images = list(folder.images_below(path))
             if not images:
-                raise UserError(f"{path} has no image ({', '.join(folder.SUFFIXES)})")
+                raise UserError(f"{path} has no image file")
             paths += images
         elif os.path.exists(path):
             paths.append(path)
