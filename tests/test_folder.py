@@ -9,7 +9,7 @@ from conftest import QUICK, load_data, run_command
 from PIL import Image
 
 from orc_jax import config as configs
-from orc_jax.data import decode, folder
+from orc_jax.data import decode, folder, stream
 from orc_jax.errors import UserError
 
 
@@ -199,6 +199,31 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
         save(tmp_path / name, image)
         decoded = decode.decode(tmp_path / name, 8)
         np.testing.assert_array_equal(decoded, np.repeat(grey[..., None], 3, axis=-1), name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_photos_are_turned_upright(tmp_path, orientation, suffix):
+    """As EXIF says: whole, and for random parts of streamed images, in draft mode too."""
+    upright = Image.fromarray(np.kron(picture(3, (12, 8)), np.ones((16, 16, 1), np.uint8)))
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # back to how a camera stores it
+    stored = upright.transpose(turn[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name, image in (("upright", upright), ("stored", stored)):
+        options = {"exif": exif} if name == "stored" else {}
+        path = tmp_path / f"{name}.{suffix}"
+        image.save(path, quality=100, subsampling=0, **options)
+    files = [tmp_path / f"{name}.{suffix}" for name in ("upright", "stored")]
+    whole = [decode.decode(path, 48, 64).astype(int) for path in files]
+    assert abs(whole[0] - whole[1]).max() < 12
+    for seed in range(5):
+        parts = []
+        for path in files:
+            with Image.open(path) as image:
+                rng = np.random.default_rng(seed)
+                parts.append(stream.random_resized_crop(image, 24, rng).astype(int))
+        assert abs(parts[0] - parts[1]).max() < 12
 
 
 def test_images_are_scaled_by_their_shorter_side_and_cropped_to_the_centre(tmp_path):

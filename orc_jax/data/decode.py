@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from orc_jax.data import faults
 from orc_jax.data.cache import cached
@@ -21,7 +21,8 @@ from orc_jax.data.tfds import Records
 from orc_jax.errors import UserError
 
 # Part of the key of every cache file. Raise it when the same files are decoded to other pixels.
-VERSION = 1
+VERSION = 2
+_ORIENTATION = 0x0112  # EXIF's tag; from 5 on, the stored image lies on its side
 
 
 def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Dataset:
@@ -119,7 +120,8 @@ def decode(
 ) -> np.ndarray:
     """Decode an image, scale its shorter side, and take the centre.
 
-    Grey, palette and 16-bit images become RGB; an alpha channel is dropped.
+    The image is turned upright, as EXIF says. Grey, palette and 16-bit images become RGB; an alpha
+    channel is dropped.
 
     Args:
       file: the encoded image.
@@ -176,12 +178,19 @@ def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Return whether `rgb` will exchange the height and width of an image."""
+    return image.getexif().get(_ORIENTATION, 1) >= 5
+
+
 def rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB.
+    """Convert an image of any mode to RGB, and turn it upright.
 
     Args:
       image: an image of any mode.
     """
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits; Pillow has several such modes
         levels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))

@@ -233,7 +233,8 @@ def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -
     Returns:
       uint8 [size, size, channels].
     """
-    width, height = image.size
+    turned = -1 if decode.lies_on_its_side(image) else 1
+    width, height = image.size[::turned]
     for _ in range(10):
         area = width * height * rng.uniform(0.08, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -245,8 +246,9 @@ def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -
         h = min(height, round(width * 4 / 3))
     left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
     # JPEG need not decode resolution that the result does not have.
-    image.draft("RGB", (-(-size * width // w), -(-size * height // h)))
+    image.draft("RGB", (-(-size * width // w), -(-size * height // h))[::turned])
+    image = decode.rgb(image)
     x, y = image.size[0] / width, image.size[1] / height
     box = (left * x, top * y, (left + w) * x, (top + h) * y)
-    image = decode.rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return decode.as_array(image, channels)
