@@ -30,7 +30,7 @@ class Result(NamedTuple):
       measure: mean top-1 accuracy of the students that are kept, in percent.
       ensemble: top-1 accuracy of the ensemble in percent.
       promoted: share of the steps in which each peer was promoted; empty without promotions.
-      seconds: duration of all epochs, with compilation.
+      seconds: duration of all epochs, without the first step, which is compiled.
       workdir: work directory of the run.
     """
 

@@ -152,6 +152,8 @@ class _Loop:
       record: record of the last finished epoch; empty if there is none.
       best: highest score of an epoch (see `metrics.target_top1`); -1 if there is none.
       called: time at which `train` was called; None once the first step is done.
+      clock: (time, step) from which the speed of the epoch counts: without the first step, which
+        is compiled.
       in_flight: an output of each step that the devices may not have finished.
     """
 
@@ -175,6 +177,7 @@ class _Loop:
         self.best = max(scores, default=-1.0)
 
         self.called = called
+        self.clock = called, self.step
         self.in_flight: collections.deque[jax.Array] = collections.deque()
         self.shown = display.Display(
             group.names, config.epochs, setup.steps_per_epoch, config.batch_size
@@ -193,12 +196,12 @@ class _Loop:
                 first, last = self.step, (epoch + 1) * per_epoch
                 if self.renew and first == epoch * per_epoch:
                     self.state = self.renew(self.state)
-                began = time.monotonic()
+                self.clock = time.monotonic(), self.step
                 self._train_epoch(following, last)
                 _check_finite(setup, self.state, self.checkpoints)
                 if self.step < last:
                     return self._stop()
-                self._end_epoch(epoch + 1, time.monotonic() - began, self.step - first, writers)
+                self._end_epoch(epoch + 1, writers)
         return self._finish()
 
     def _train_epoch(self, following, last: int) -> None:
@@ -219,6 +222,8 @@ class _Loop:
                 self.in_flight[0].block_until_ready()
                 self.shown.say(f"first step after {time.monotonic() - self.called:.1f} s")
                 self.called = None
+                if self.step < last:
+                    self.clock = time.monotonic(), self.step
             # Two steps in flight keep the devices busy; with more, a signal would wait for them.
             if len(self.in_flight) > 2:
                 self.in_flight.popleft().block_until_ready()
@@ -238,15 +243,15 @@ class _Loop:
         )
         return Result(self.state, self.record, finished=False)
 
-    def _end_epoch(self, epoch: int, seconds: float, steps: int, writers) -> None:
+    def _end_epoch(self, epoch: int, writers) -> None:
         """Evaluate the networks, write the epoch's record and save a checkpoint, if they are due.
 
         Args:
           epoch: number of epochs done.
-          seconds, steps: duration of the epoch, since the run was resumed if it was within it.
           writers: of the metrics.
         """
         setup, config = self.setup, self.setup.config
+        seconds, steps = time.monotonic() - self.clock[0], self.step - self.clock[1]
         self.record = {
             "epoch": epoch,
             "step": self.step,
@@ -362,7 +367,20 @@ def _introduce(setup, workdir, step, shown):
         f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
         f"(data × peer); files in {workdir}"
     )
-    if step == setup.config.epochs * setup.steps_per_epoch:
+    optimizer, epochs = setup.config.optimizer, setup.config.epochs
+    if optimizer.schedule == "step" and all(e >= epochs for e in optimizer.decay_epochs):
+        shown.say(
+            "warning: the learning rate never falls, because none of optimizer.decay_epochs "
+            f"{tuple(optimizer.decay_epochs)} is below epochs, {epochs}: set them, or "
+            "--config.optimizer.schedule=cosine"
+        )
+    if len(setup.test_split.labels) < 50:
+        share = 100 / len(setup.test_split.labels)
+        shown.say(
+            f"warning: with {len(setup.test_split.labels)} test images, one of them is {share:.1f} "
+            "% of the accuracy"
+        )
+    if step == epochs * setup.steps_per_epoch:
         shown.say("this run is finished")
     else:
         shown.say(f"resumed at step {step}" if step else "compiling the step …")

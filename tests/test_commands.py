@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import QUICK, ROOT, TOO_LONG, WITH_TINY, assert_trees_equal, run_command, run_here
 
+from orc_jax.commands import train
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import Checkpoints
 
@@ -192,5 +193,18 @@ def test_several_devices_and_the_default_work_directory(tmp_path):
         text=True,
     )
     assert "1 × 2 cpu devices" in result.stdout
-    workdir = tmp_path / "runs" / "digits-dml-resnet8-resnet8"
+    (workdir,) = (tmp_path / "runs").iterdir()
+    assert workdir.name == "digits-dml-resnet8-resnet8-data.train_images=640-epochs=1"
+    assert f"files in runs/{workdir.name}. Next: orc-jax report" in " ".join(result.stdout.split())
     assert metrics.read(workdir)[0]["train"]["top1"][1] > 20
+
+
+def test_overrides_in_the_name_of_a_work_directory():
+    """In any order, made fit for a path, without those that change no result, never too long."""
+    name = train.overrides_in_name
+    given = ["--config=a.py:dml", "--config.epochs=3", "--config.data.dir=/x", "-config.seed=2"]
+    assert name(given) == name(given[::-1]) == "-epochs=3-seed=2"
+    assert name(["--config.peers[0].init_from=runs/a b"]) == "-peers_0_.init_from=runs_a_b"
+    assert name(["--config=a.py", "--workdir=b", "--config.mesh.data=2"]) == ""
+    long = [f"--config.optimizer.decay_epochs=({'1, ' * 60})"]
+    assert len(name(long)) == 109 and name(long) != name([long[0].replace("1, 1", "2, 1")])

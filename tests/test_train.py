@@ -362,3 +362,15 @@ def test_the_readmes_python_example_as_it_stands(tmp_path, monkeypatch):
     assert names["result"].finished and (tmp_path / "runs" / "mine" / "config.json").exists()
     network, variables, about = orc_jax.load_network("runs/mine/networks/1")
     assert network.apply(variables, np.zeros((1, *about["image_shape"])), train=False).shape[1] == 5
+
+
+def test_warnings_of_a_rate_that_never_falls_and_of_few_test_images(tmp_path, capsys):
+    config = tiny_config(("pixels",), "ind")
+    config.epochs, config.optimizer.schedule = 1, "step"
+    orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rate never falls, because none of optimizer.decay_epochs (100, 150) is below" in said
+    assert "with 21 test images, one of them is 4.8 % of the accuracy" in said
+    config.optimizer.decay_epochs = (0.5,)
+    orc_jax.train(config, tmp_path / "falls", tiny_data(train=80, test=50))
+    assert "warning" not in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """Train the group that a config describes, or resume its run."""
 
+import re
 import sys
+import zlib
 from pathlib import Path
 
 import jax
@@ -9,8 +11,26 @@ from ml_collections import config_flags
 
 from orc_jax.commands import command_line
 from orc_jax.errors import UserError
-from orc_jax.runtime import processes
+from orc_jax.runtime import display, processes
 from orc_jax.training import train
+
+# Overrides that change no result, or not which run it is.
+UNNAMED = re.compile(r"(data\.(dir|cache|memory|workers|on_error)|mesh\.\w+|profile|remat)=")
+LONGEST = 100  # characters of overrides in the name of a directory
+
+
+def overrides_in_name(arguments: list[str]) -> str:
+    """Return the end of the default work directory's name: the overrides, or a part and a checksum.
+
+    Args:
+      arguments: of the command line.
+    """
+    found = [a.partition("config.")[2] for a in arguments if re.match(r"--?config\.[^=]+=", a)]
+    found = sorted({text for text in found if not UNNAMED.match(text)})
+    name = "".join("-" + re.sub(r"[^\w.=+-]+", "_", text) for text in found)
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[:LONGEST]}-{zlib.crc32(name.encode()):08x}"
 
 
 def main() -> None:
@@ -40,10 +60,16 @@ def main() -> None:
         except OSError as error:
             raise UserError(f"no such config file: {path}") from error
         name = f"{Path(path).stem}-{preset or method}".replace(":", "-").replace(",", "-")
+        directory = workdir.value or f"runs/{name}{overrides_in_name(sys.argv[1:])}"
         with processes.lost_processes_are_named():
-            result = train(config.value, workdir.value or f"runs/{name}")
+            result = train(config.value, directory)
         if not result.finished and jax.process_count() > 1:
             sys.exit(processes.STOPPED)
+        if result.finished:
+            display.say(
+                f"files in {directory}. Next: orc-jax report {directory}, orc-jax predict "
+                f"{directory} IMAGE, orc-jax export --workdir={directory} --out=DIR"
+            )
 
     command_line.run(
         command, example="--config=configs/digits.py:dml --config.epochs=5 --workdir=runs/dml"

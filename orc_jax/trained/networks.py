@@ -86,7 +86,7 @@ def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") 
       workdir: work directory of the run.
       peer: "best", "ensemble" (of all peers) or the position of a peer. The best peer is the kept
         network with the highest top-1 accuracy in the last evaluation, or among equals the one
-        with the fewest parameters.
+        with the fewest parameters, or then the lowest loss.
       checkpoint: "last", "best" or the step of a checkpoint.
 
     Raises:
@@ -126,8 +126,8 @@ def _best(config, variables, tested) -> int:
             f"{', '.join(map(str, kept))} by --peer"
         )
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(peer["params"])) for peer in variables]
-    top1 = metrics.chosen_by(tested[0])["top1"]
-    return max(kept, key=lambda i: (top1[i], -sizes[i]))
+    scores = metrics.chosen_by(tested[0])
+    return max(kept, key=lambda i: (scores["top1"][i], -sizes[i], -scores["loss"][i]))
 
 
 def _scores(record, peer):
