@@ -373,4 +373,4 @@ def test_warnings_of_a_rate_that_never_falls_and_of_few_test_images(tmp_path, ca
     assert "with 21 test images, one of them is 4.8 % of the accuracy" in said
     config.optimizer.decay_epochs = (0.5,)
     orc_jax.train(config, tmp_path / "falls", tiny_data(train=80, test=50))
-    assert "warning" not in capsys.readouterr().out
+    assert "warning:" not in capsys.readouterr().out
