@@ -371,6 +371,33 @@ def test_a_folder_that_cannot_be_read(root, monkeypatch):
         folder.find(root)
 
 
+def test_of_many_bad_files_ten_are_shown_and_all_are_kept(root):
+    for i in range(15):
+        (root / "train" / "cat" / f"bad{i:02}.png").write_text("hello")
+    with pytest.raises(UserError) as error:
+        load_data(config_of(root))
+    message = str(error.value)
+    assert message.startswith("15 of the images") and "bad09.png" in message
+    assert "bad10.png" not in message and "; and 5 more (all of them are in" in message
+    listed = (root.parent / "cache" / "damaged.txt").read_text().splitlines()
+    assert len(listed) == 15 and "bad14.png" in listed[-1]
+
+
+@pytest.mark.parametrize("file, limit", [("memory.max", "1000"), ("memory.max", "max")])
+def test_memory_is_that_of_the_container(tmp_path, file, limit):
+    machine = decode.host_memory(str(tmp_path))
+    assert machine > 2**28
+    (tmp_path / file).write_text(f"{limit}\n")
+    assert decode.host_memory(str(tmp_path)) == (machine if limit == "max" else 1000)
+    (tmp_path / file).unlink()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("2000\n")
+    assert decode.host_memory(str(tmp_path)) == 2000
+    # On a CPU the copy on the device is in the same memory.
+    assert decode.fits_memory(decode.host_memory() // 4, 0.51)
+    assert not decode.fits_memory(decode.host_memory() // 4, 0.49)
+
+
 def test_images_that_do_not_fit_stay_files(root):
     assert isinstance(load_data(config_of(root, memory=1e-9)).train, folder.Files)
 

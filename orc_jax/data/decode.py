@@ -22,6 +22,7 @@ from orc_jax.errors import UserError
 
 # Part of the key of every cache file. Raise it when the same files are decoded to other pixels.
 VERSION = 2
+SHOWN = 10  # of many damaged images
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on, the stored image lies on its side
 
 
@@ -105,13 +106,22 @@ def _read(data, splits: dict, host, size, streamed) -> list:
             split, bad = read_split(files._replace(size=size), resize, host.folder, advance)
         read.append(split)
         damaged += [f"{files.name(i)} ({why})" for i, why in bad.items()]
-    if damaged and data.on_error == "stop":
+    if not damaged:
+        return read
+    shown = "; ".join(damaged[:SHOWN])
+    if len(damaged) > SHOWN:
+        shown += f"; and {len(damaged) - SHOWN} more"
+        if host.folder:
+            host.folder.mkdir(parents=True, exist_ok=True)
+            everything = host.folder / "damaged.txt"
+            everything.write_text("\n".join(damaged) + "\n")
+            shown += f" (all of them are in {everything})"
+    if data.on_error == "stop":
         raise UserError(
             f"{len(damaged)} of the images cannot be decoded (--config.data.on_error=skip leaves "
-            f"them out): {'; '.join(damaged)}"
+            f"them out): {shown}"
         )
-    if damaged:
-        host.say(f"left out {len(damaged)} images that cannot be decoded: {'; '.join(damaged)}")
+    host.say(f"left out {len(damaged)} images that cannot be decoded: {shown}")
     return read
 
 
@@ -304,7 +314,23 @@ def fits_memory(size: int, share: float) -> bool:
       size: size of the array, in bytes.
       share: share of the memory, 0 to 1.
     """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = min(stats.get("bytes_limit", host), host)
-    return size <= share * limit
+    device = jax.local_devices()[0]
+    host = host_memory()
+    if device.platform == "cpu":
+        return 2 * size <= share * host  # the device's copy is in the same memory
+    return size <= share * min((device.memory_stats() or {}).get("bytes_limit", host), host)
+
+
+def host_memory(cgroup: str = "/sys/fs/cgroup") -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its container's.
+
+    Args:
+      cgroup: where the system tells the limits of a container.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2, of version 1
+        try:
+            memory = min(memory, int(Path(cgroup, name).read_text()))
+        except (OSError, ValueError):
+            continue  # there is no such file, or its limit is "max"
+    return memory

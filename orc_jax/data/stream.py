@@ -5,6 +5,7 @@ resumed run can therefore continue with the next image from the number of its st
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from orc_jax.errors import UserError
 NO_LABEL = -1  # label of the rows that fill up the last batch of an evaluation
 ORDER, CROP = range(2)  # purposes of random numbers, part of their seeds
 ALL = slice(None)
-AHEAD = 4  # number of batches that are read before the step asks for them
+AHEAD = 4  # least number of batches that are read before the step asks for them
 
 # Images that are passed over are reported on standard error by a handler of this module, because
 # Grain's worker processes have no other handlers and cannot call back.
@@ -169,7 +170,9 @@ def _read_ahead(source, data, first: int = 0):
 
     batches = grain.MapDataset.source(source)[first:]
     if not data.workers:
-        options = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
+        # A thread reads a whole batch: more of them would need much memory.
+        threads = min(16, max(AHEAD, os.cpu_count() or 1))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         return iter(batches.to_iter_dataset(options))
     # Grain reads absl flags of its own, which nothing has parsed when called from Python.
     if not flags.FLAGS.is_parsed():
