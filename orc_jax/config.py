@@ -1,6 +1,7 @@
 """The config of a run: its settings with their defaults, and how it is written as JSON."""
 
 import json
+import os
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -130,13 +131,16 @@ def copied(config) -> ConfigDict:
 
 
 def resolved(config) -> ConfigDict:
-    """Return a copy whose networks are spelled as in the registry.
+    """Return a copy whose networks are spelled as in the registry, and paths without "~".
 
     Raises:
       UserError: a network is unknown.
     """
     config = copied(config)
+    for key in ("dir", "cache"):
+        config.data[key] = os.path.expanduser(config.data[key])
     for i, peer in enumerate(config.peers):
+        peer.init_from = peer.init_from and os.path.expanduser(peer.init_from)
         try:
             peer.model = models.canonical(peer.model)
         except UserError as error:

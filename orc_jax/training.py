@@ -59,7 +59,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
       UserError: the config, the data or a checkpoint is wrong, the work directory belongs to
         another run, or the loss is no longer finite.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     if data is not None:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"

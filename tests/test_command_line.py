@@ -3,8 +3,10 @@
 from importlib import import_module
 
 import pytest
-from conftest import run_command, run_here
+from conftest import run_command, run_here, tiny_config, tiny_data
 
+import orc_jax
+from orc_jax import config as configs
 from orc_jax.commands import COMMANDS
 
 EXPECTED = {
@@ -77,3 +79,21 @@ def test_an_unknown_command_gets_one_line():
 def test_a_help_page_in_a_process_of_its_own():
     result = run_command("-m", "orc_jax", "train", "--help")
     assert "--workdir" in result.stdout and result.stderr == ""
+
+
+def test_the_home_directory_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = run_here("report", "--out=~/report.html", str(tmp_path / "no-run"))
+    assert result.returncode == 1 and f"{tmp_path}/no-run" in result.stderr
+    result = run_here("evaluate", "--workdir=~/no-run")
+    assert result.returncode == 1 and f"{tmp_path}/no-run" in result.stderr
+    config = tiny_config(("pixels",), "ind")
+    config.data.dir, config.data.cache = "~/data", "~"
+    config.peers[0].init_from = "~/teacher:1"
+    found = configs.resolved(config)
+    assert (found.data.dir, found.data.cache) == (f"{tmp_path}/data", str(tmp_path))
+    assert found.peers[0].init_from == f"{tmp_path}/teacher:1"
+    assert config.data.dir == "~/data"
+    config.peers[0].init_from = None
+    orc_jax.train(config, "~/run", tiny_data(train=80))
+    assert (tmp_path / "run" / "metrics.jsonl").exists()

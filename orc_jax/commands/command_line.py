@@ -6,6 +6,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
+from os.path import expanduser
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -117,7 +118,10 @@ def _is_required(flag):
 def _parse(arguments, argv):
     """Return the program's name and the positional arguments, or exit with one line."""
     try:
-        positional = flags.FLAGS(argv)
+        # A shell expands "~" at the beginning of a word alone, not in --out=~/exports.
+        is_path = re.compile(r"(--?\w+=)(~(?:/.*)?)").fullmatch
+        found = [(argument, is_path(argument)) for argument in argv]
+        positional = flags.FLAGS([m[1] + expanduser(m[2]) if m else arg for arg, m in found])
         several = bool(arguments) and arguments[-1].endswith("…")
         if (unexpected := positional[1 + len(arguments) :]) and not several:
             raise UserError(
