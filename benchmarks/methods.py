@@ -9,7 +9,8 @@ pass as 1 and a backward pass as 2. The rest of the time goes into losses, ranki
 data. ORC's pivot learns from mixed images and then runs forward once more. The temporary teacher
 takes its step before the other students: a forward and a backward pass, and a forward pass with the
 new weights; with `temporary_teaches="before_private"` it needs none of these. Without a pivot, the
-pass of the temporary teacher on mixed images comes on top. The teacher of KD only runs forward.
+pass of the temporary teacher on mixed images comes on top. The teacher of KD only runs forward; so
+do, while the student of a chain is trained, the one before it (TAKD) or all before it (DGKD).
 Branches run their trunk once for all, and DCM's heads are nearly two more networks: for these two
 the column is empty, see the README.
 """
@@ -49,6 +50,8 @@ def variants(size: int) -> dict:
         ),
         "orc_peers": (settings("orc", size, pivot=None), (ind + 4) / ind),
         "kd": (settings("kd", size), (ind - 2) / ind),
+        "takd": (settings("takd", size), 4 / ind),
+        "dgkd": (settings("dgkd", size), (size + 2) / ind),
         "one": (settings("one", size), None),
         "cl_ilr": (settings("cl_ilr", size), None),
         "okddip": (settings("okddip", size), None),
