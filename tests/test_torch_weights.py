@@ -5,6 +5,7 @@ import argparse
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import (
     assert_trees_equal,
@@ -55,11 +56,40 @@ def test_every_kind_of_file_gives_the_same_tensors(tmp_path):
     half = torch_weights.load(tmp_path / "half.pth")
     assert all(value.dtype == np.float32 for value in half.values())
     (tmp_path / "half.pth").unlink()
+    doubles = {name: value.double() for name, value in as_torch.items()}
+    torch.save({"net": {"_orig_mod." + n: v for n, v in doubles.items()}}, tmp_path / "best")
+    averaged = {"n_averaged": torch.tensor(3), **{"module." + n: v for n, v in as_torch.items()}}
+    torch.save({"model_ema": averaged}, tmp_path / "g")
+    torch.save(
+        {"model_state_dict": {"model." + n: v for n, v in as_torch.items()}},
+        tmp_path / "h.bin",
+        _use_new_zipfile_serialization=False,
+    )
+    (tmp_path / "i").write_bytes((tmp_path / "a.safetensors").read_bytes())
     for file in sorted(tmp_path.iterdir()):
         loaded = torch_weights.load(file)
         assert loaded.keys() == tensors.keys()
         for name in tensors:
             np.testing.assert_array_equal(loaded[name], tensors[name])
+
+
+def test_of_two_sets_of_weights_the_trained_one_is_taken_and_that_is_said(tmp_path, capsys):
+    tensors = {"fc.weight": torch.zeros(2, 2)}
+    averaged = {"fc.weight": torch.ones(2, 2)}
+    torch.save({"state_dict": tensors, "state_dict_ema": averaged}, tmp_path / "both.pth")
+    assert not torch_weights.load(tmp_path / "both.pth")["fc.weight"].any()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "both.pth: took 'state_dict', not 'state_dict_ema'" in said
+
+
+def test_bfloat16_becomes_float32(tmp_path):
+    value = torch.tensor([[1.0, 0.3]]).bfloat16()
+    torch.save({"fc.weight": value}, tmp_path / "a.pth")
+    safetensors.torch.save_file({"fc.weight": value}, tmp_path / "a.safetensors")
+    for file in tmp_path.iterdir():
+        found = torch_weights.load(file)["fc.weight"]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, value.float().numpy())
 
 
 class Malicious:
@@ -73,6 +103,7 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "weights.h5").write_text("hello")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0{")
     for file in [*tmp_path.iterdir(), tmp_path / "absent.pth"]:
         with pytest.raises(UserError, match=file.name):
             torch_weights.load(file)

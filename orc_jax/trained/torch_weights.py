@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from orc_jax import models
 from orc_jax.errors import UserError
+from orc_jax.runtime import display
 
 # Classes that checkpoints hold besides tensors and Python's own types: options and NumPy scalars.
 _NUMBER = np.float64(0).__reduce__()[0]
@@ -23,6 +25,13 @@ _HARMLESS = [
     (_NUMBER, "numpy.core.multiarray.scalar"),  # written by NumPy 1
     (_NUMBER, "numpy._core.multiarray.scalar"),
 ]
+# Names under which programs put the tensors into a larger dict, the preferred ones first.
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net"),
+    *("state_dict_ema", "model_ema", "ema_state_dict"),
+)
+# Of the names of all tensors: from DataParallel, torch.compile and averaged models.
+PREFIXES = ("module.", "_orig_mod.", "model.")
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -33,18 +42,19 @@ _LEAVES = {
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a .safetensors, .pth, .pth.tar or .pt file.
+    """Read the tensors of a safetensors or PyTorch file, which its content tells, not its name.
 
     PyTorch files need torch, and are read with `weights_only=True`, which refuses files that would
-    run code. The wrappers {"model": …} and {"state_dict": …} and the prefix "module." are removed.
+    run code. Wrappers such as {"state_dict": …} and prefixes such as "module." are removed.
     Whatever else is in a wrapper (an epoch, the state of an optimizer, the options of an
-    `argparse.Namespace`) is ignored.
+    `argparse.Namespace`) is ignored. Averaged weights are taken if there are no others; if there
+    are, a line says so.
 
     Args:
       path: the file.
 
     Returns:
-      PyTorch name → tensor; floating-point tensors of a PyTorch file are float32.
+      PyTorch name → tensor; floating-point tensors are float32.
 
     Raises:
       UserError: there is no such file, it holds more than tensors, or torch is missing.
@@ -52,23 +62,36 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
-    if path.suffix == ".safetensors":
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if head[8:] == b"{":  # after the length of a header
         tensors = _load_safetensors(path)
-    elif path.name.endswith((".pth", ".pt", ".pth.tar")):
+    elif head.startswith((b"PK", b"\x80")):  # an archive, or the pickle of older versions
         tensors = _load_torch(path)
     else:
-        raise UserError(f"{path}: weights come from .safetensors, .pth or .pt files")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+        raise UserError(f"{path} holds no weights: it is neither a safetensors nor a PyTorch file")
+    tensors = {name: value for name, value in tensors.items() if name != "n_averaged"}
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), ""):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def _load_safetensors(path):
     import safetensors
-    from safetensors.numpy import load_file
+    from safetensors.flax import load_file  # NumPy's loader does not know bfloat16
 
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from error
+    is_float = {name: jnp.issubdtype(x.dtype, jnp.floating) for name, x in tensors.items()}
+    return {
+        name: np.asarray(x.astype(jnp.float32) if is_float[name] else x)
+        for name, x in tensors.items()
+    }
 
 
 def _load_torch(path):
@@ -86,9 +109,13 @@ def _load_torch(path):
                 f"it asks for {asks_for[1]}" if asks_for else "it is damaged or of another kind"
             )
             raise UserError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
-            tensors = tensors[wrapper]
+    while isinstance(tensors, dict):
+        wrapped = [name for name in WRAPPERS if isinstance(tensors.get(name), dict)]
+        if not wrapped:
+            break
+        if len(wrapped) > 1:
+            display.say(f"{path}: took {wrapped[0]!r}, not {', '.join(map(repr, wrapped[1:]))}")
+        tensors = tensors[wrapped[0]]
     if not isinstance(tensors, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()
     ):
