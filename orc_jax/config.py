@@ -108,14 +108,15 @@ def peer(model: str) -> ConfigDict:
       model: name of its network, see `orc_jax.models`.
 
     Returns:
-      `model`, `init_from` and `optimizer`. Optimizer settings that are None follow those of the
-      run.
+      `model`, `init_from`, `new_head` and `optimizer`. Optimizer settings that are None follow
+      those of the run.
     """
     config = ConfigDict()
     config.model = model
     # The weights to start from: a work directory, a saved network or a PyTorch file; None: random,
     # or those of a teacher that the run trains first.
     config.init_from = config_dict.placeholder(str)
+    config.new_head = False  # take all but the classifier of init_from, for other classes
     config.optimizer = _overrides(default_config().optimizer)
     return config
 

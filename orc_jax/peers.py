@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -233,11 +234,12 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
         its first branch.
       image_shape: (height, width, channels).
       pretrained: peer → plain network's variables {"params", "batch_stats"} to start from
-        instead. Of branches, the first one gets them, with the trunk; the others start fresh, or
-        they would stay equal for ever.
+        instead; what is missing among them is fresh. Of branches, the first one gets them, with the
+        trunk; the others start fresh, or they would stay equal for ever.
     """
     images, states = jnp.zeros((1, *image_shape)), []
     fresh: dict = {}
+    new_heads = [peer for peer, given in pretrained.items() if not _has_classifier(given)]
     for stack in group.stacks:
         # One member at a time: random numbers of a whole stack compile three times as long.
         if (stack.name, stack.auxiliary) not in fresh:
@@ -249,12 +251,21 @@ def init(group: Group, key, image_shape, pretrained: dict[int, Any]) -> tuple[St
             # Branches from one network: its own last stage and head are the first branch's alone.
             is_given = peer in pretrained and not (stack.shared_trunk and members)
             variables = pretrained[peer] if is_given else NO_VARIABLES
-            if not is_given or stack.auxiliary:
+            if not is_given or stack.auxiliary or peer in new_heads:
                 new = fresh[stack.name, stack.auxiliary](jax.random.fold_in(key, peer))
-                variables = {name: tree | variables[name] for name, tree in new.items()}
-            members.append(variables)
+                variables = unflatten_dict(flatten_dict(new) | flatten_dict(variables))
+            members.append(NO_VARIABLES | variables)
         states.append(jax.jit(lambda *v, s=stack: _stacked(s, v))(*members))
     return tuple(states)
+
+
+def classifier(params: dict) -> str | None:
+    """Return the name of a network's last dense layer in its head; None if it has no such layer."""
+    return max((name for name in params.get("head", {}) if name.startswith("fc")), default=None)
+
+
+def _has_classifier(variables) -> bool:
+    return classifier(variables["params"]) is not None
 
 
 def abstract(group: Group, image_shape: tuple[int, int, int]) -> tuple[StackState, ...]:

@@ -120,7 +120,8 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
         own_images = began(workdir).own_images
     else:
         names = tuple(setup.dataset.class_names)
-        weights, own_images = saved.pretrained(setup.group, sources, setup.images, names)
+        new_heads = [i for i, peer in enumerate(setup.config.peers) if peer.new_head]
+        weights, own_images = saved.pretrained(setup.group, sources, setup.images, names, new_heads)
     setup = setup.with_own_images(own_images)
     processes.barrier("the work directory is checked")
     with Lock(workdir):

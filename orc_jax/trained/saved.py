@@ -6,6 +6,7 @@ A saved network is a directory: `network.json` describes the network, `variables
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from orc_jax import methods, models, peers
 from orc_jax.data import preprocessing
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
+from orc_jax.runtime import display
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.processes import barrier, is_main
 from orc_jax.runtime.workdir import began
@@ -86,6 +88,7 @@ def pretrained(
     sources: dict[int, str],
     images: Preprocessing,
     class_names: tuple[str, ...] = (),
+    new_heads: Collection[int] = (),
 ) -> tuple[dict[int, Any], dict[int, Preprocessing]]:
     """Load the variables of the peers that start from a trained network.
 
@@ -95,6 +98,7 @@ def pretrained(
       images: preprocessing of the group's images.
       class_names: of the data. A network that knows the same classes in another order gets its
         outputs reordered.
+      new_heads: peers that get all but the classifier (`peers[i].new_head`).
 
     Returns:
       Position of a peer → {"params", "batch_stats"} of its network, without auxiliary heads; and
@@ -115,15 +119,25 @@ def pretrained(
             if not source or peer in loaded:
                 continue
             try:
-                variables, names, scale = _from(source, stack.name, template)
-                variables = _reordered(variables, names, class_names)
+                variables, names, scale = _from(source, stack.name, template, peer in new_heads)
+                if peer in new_heads:
+                    variables, expected = (_headless(tree) for tree in (variables, template))
+                    display.say(
+                        f"peers[{peer}] gets a new classifier of {len(class_names)} classes on the "
+                        f"weights of {source}"
+                    )
+                else:
+                    variables, expected = _reordered(variables, names, class_names), template
             except UserError as error:
                 raise UserError(f"peers[{peer}].init_from: {error}") from error
-            shapes = [jax.tree.map(lambda x: tuple(x.shape), t) for t in (variables, template)]
+            shapes = [jax.tree.map(lambda x: tuple(x.shape), t) for t in (variables, expected)]
             if shapes[0] != shapes[1]:
+                remedy = ""
+                if peer not in new_heads and _headless(shapes[0]) == _headless(shapes[1]):
+                    remedy = f" (--config.peers[{peer}].new_head=True takes all but the classifier)"
                 raise UserError(
                     f"peers[{peer}].init_from: {source} trained its {stack.name} for other images "
-                    "or classes than these"
+                    f"or classes than these{remedy}"
                 )
             loaded[peer] = variables
             own = scale and images._replace(mean=scale.mean, std=scale.std)
@@ -132,7 +146,7 @@ def pretrained(
     return loaded, own_images
 
 
-def _from(source, network, template):
+def _from(source, network, template, new_head=False):
     """Load variables, class names and preprocessing of a saved network, a run or a PyTorch file.
 
     What is unknown is () or None. A run is RUN, RUN:PEER, or either of them with @best or the
@@ -145,7 +159,11 @@ def _from(source, network, template):
     if not Path(source).exists():
         directory, _, peer = source.rpartition(":")
     if not directory or not Path(directory).is_dir():
-        return torch_weights.convert(torch_weights.load(source), network, template), (), None
+        tensors = torch_weights.load(source)
+        if new_head:
+            tensors = torch_weights.without_classifier(tensors, network, template)
+            template = _headless(template)
+        return torch_weights.convert(tensors, network, template), (), None
     if (Path(directory) / "network.json").exists():
         _, variables, description = load(directory)
         if description["network"] != network:
@@ -153,6 +171,15 @@ def _from(source, network, template):
         scale = preprocessing.from_json(description) if "mean" in description else None
         return variables, tuple(description.get("class_names", ())), scale
     return _from_run(directory, peer, network, which)
+
+
+def _headless(variables):
+    """Return a network's variables without those of its classifier."""
+    params = variables["params"]
+    name = peers.classifier(params)
+    own = {key: value for key, value in params.get("head", {}).items() if key != name}
+    rest = {key: value for key, value in params.items() if key != "head"}
+    return {**variables, "params": rest | ({"head": own} if own else {})}
 
 
 def _reordered(variables, own: tuple[str, ...], names: tuple[str, ...]):
@@ -173,10 +200,15 @@ def _reordered(variables, own: tuple[str, ...], names: tuple[str, ...]):
             for a, b in ((own, names), (names, own))
         ]
         raise UserError(
-            f"it was trained for other classes: it knows {shown[0]}, the data {shown[1]}"
+            f"it was trained for other classes: it knows {shown[0]}, the data {shown[1]} "
+            "(new_head=True takes all but the classifier)"
+        )
+    classifier = peers.classifier(variables["params"])
+    if classifier is None:
+        raise UserError(
+            "its classes are in another order, and its head has no dense layer named fc"
         )
     head = variables["params"]["head"]
-    classifier = max(name for name in head if name.startswith("fc"))
     order = [own.index(name) for name in names]
     moved = {key: np.asarray(leaf)[..., order] for key, leaf in head[classifier].items()}
     params = variables["params"] | {"head": {**head, classifier: moved}}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orc_jax import models
+from orc_jax import models, peers
 from orc_jax.errors import UserError
 from orc_jax.runtime import display
 
@@ -160,6 +160,16 @@ def torch_tensors(network: str, variables) -> dict[str, np.ndarray]:
     return tensors
 
 
+def without_classifier(tensors: dict, network: str, template) -> dict:
+    """Leave out the tensors of a network's last dense layer; see `convert` for the arguments."""
+    name = peers.classifier(template["params"])
+    if name is None:
+        raise UserError(f"the head of {network} has no dense layer named fc to leave out")
+    keys = template["params"]["head"][name]
+    left_out = {torch_name(network, ("head", name, key)) for key in keys}
+    return {key: value for key, value in tensors.items() if key not in left_out}
+
+
 def convert(tensors: dict[str, np.ndarray], network: str, template):
     """Convert PyTorch tensors to the variables of a network.
 
@@ -194,6 +204,10 @@ def convert(tensors: dict[str, np.ndarray], network: str, template):
     left_over = sorted(name for name in tensors.keys() - used if not extra.match(name))
     faults += [f"{name} is left over" for name in left_over]
     if faults:
+        name = peers.classifier(template["params"])
+        own = torch_name(network, ("head", name, "kernel")).rpartition(".")[0] if name else ""
+        if all(fault.startswith(f"{own}.") for fault in faults):
+            faults.append("new_head=True takes all but this classifier")
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
         raise UserError(f"these weights are not a {network}'s: {shown}")
     return variables
