@@ -176,6 +176,21 @@ def test_tiny_imagenets_own_layout(tmp_path):
         folder.find(root)
 
 
+@pytest.mark.parametrize("below", ["", "images"])
+def test_tiny_imagenet_as_scripts_rearrange_it(tmp_path, below):
+    """Its validation images in folders of their classes, which are then in sorted order."""
+    root = tmp_path / "tiny-imagenet-200"
+    for name in ("n02", "n01"):
+        save(root / "train" / name / "images" / f"{name}_0.JPEG")
+        save(root / "val" / name / below / "val_0.JPEG")
+    save(root / "test" / "images" / "test_0.JPEG")
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    listing = folder.find(root)
+    assert listing.class_names == ("n01", "n02") and listing.val is None
+    assert listing.train.labels.tolist() == listing.test.labels.tolist() == [0, 1]
+    assert folder.find(root, listing.class_names).test.paths == listing.test.paths
+
+
 def test_every_kind_of_image_becomes_rgb(tmp_path):
     colour = picture(0, (8, 8))
     grey = np.asarray(colour.convert("L"))
@@ -309,6 +324,9 @@ def break_folder(root, kind):
         (root / "train").mkdir()
     elif kind == "class without images":
         (root / "train" / "bird").mkdir()
+    elif kind == "flat val":
+        shutil.rmtree(root / "val")
+        save(root / "val" / "ILSVRC2012_val_00000001.JPEG")
     elif kind == "class in val alone":
         save(root / "val" / "bird" / "0.png")
     elif kind == "no train":
@@ -343,6 +361,7 @@ def break_folder(root, kind):
         ("one class", r"only one class \(cat\): is data.dir one folder too high"),
         ("too high", r"only one class \(images\): is data.dir one folder too high"),
         ("two trainings", "has several folders of train images: Train, training"),
+        ("flat val", "val has images but no folders of classes: move every image"),
         ("class in val alone", "val has the class 'bird', which train does not have"),
         ("no train", "has a folder val, but none named train"),
         ("link to itself", "self cannot be read: Too many levels"),

@@ -208,6 +208,11 @@ def _by_class(root, split, others) -> dict[str, list[str]]:
     """Return class → paths of its images, both sorted; count all other files in `others`."""
     folder = root / split
     classes = sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
+    if not classes and next(images_below(folder), None):
+        raise UserError(
+            f"{folder} has images but no folders of classes: move every image into the folder of "
+            "its class"
+        )
     if not classes:
         raise UserError(f"{folder} has no folders of classes")
     return {
@@ -270,17 +275,26 @@ def _tiny_imagenet(root, test_only) -> Listing:
     """List Tiny-ImageNet.
 
     The layout is `wnids.txt`, `train/WNID/images/*`, and `val/images/*` with their classes in
-    `val/val_annotations.txt`.
+    `val/val_annotations.txt`. Scripts that sort the validation images into `val/WNID/` are for
+    programs that sort the classes: then they are sorted here too.
     """
     names = tuple(_lines(root / "wnids.txt"))
+    sorted_by_script = any((root / "val" / name).is_dir() for name in names)
+    names = tuple(sorted(names)) if sorted_by_script else names
+
+    def validation():
+        if sorted_by_script:
+            return _second(root, "val", names, collections.Counter())
+        return _files(root, _annotated(root, names), names)
+
     if test_only:
-        return Listing(None, _files(root, _annotated(root, names), names), names)
+        return Listing(None, validation(), names)
     train = _by_class(root, "train", collections.Counter())
     if train.keys() != set(names):
         unmatched = sorted(train.keys() ^ set(names))[0]
         raise UserError(f"{root}: the class {unmatched!r} is not in both wnids.txt and train")
-    train, test = {name: train[name] for name in names}, _annotated(root, names)
-    return Listing(_files(root, train, names), _files(root, test, names), names)
+    train = {name: train[name] for name in names}
+    return Listing(_files(root, train, names), validation(), names)
 
 
 def _annotated(root, names) -> dict[str, list[str]]:

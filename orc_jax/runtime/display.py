@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from orc_jax.runtime.processes import is_main
 
@@ -187,7 +188,7 @@ def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
       test: `metrics.evaluation`.
       kept: positions of the networks that training is for; marked unless all are.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")  # no markup: it names a path
     for column in ("peer", "network", "role", "parameters", "top-1 %", "top-5 %", "loss"):
         left = column in ("network", "role")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
