@@ -198,12 +198,16 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
         "a.png": (colour, {}),
         "a.bmp": (colour, {}),
         "a.webp": (colour, {"lossless": True}),
-        "alpha.png": (Image.merge("RGBA", (*colour.split(), Image.new("L", (8, 8), 9))), {}),
+        "alpha.png": (Image.merge("RGBA", (*colour.split(), Image.new("L", (8, 8), 255))), {}),
         "palette.png": (colour.quantize(256), {}),
     }
     for name, (image, options) in rgb.items():
         save(tmp_path / name, image, **options)
         np.testing.assert_array_equal(decode.decode(tmp_path / name, 8), np.asarray(colour), name)
+    half = Image.merge("RGBA", (*colour.split(), Image.new("L", (8, 8), 128)))
+    save(tmp_path / "half.png", half)
+    over_white = np.asarray(colour) * (128 / 255) + 127
+    assert np.abs(decode.decode(tmp_path / "half.png", 8) - over_white).max() <= 1
     save(tmp_path / "a.jpg", colour, quality=100, subsampling=0)
     near = decode.decode(tmp_path / "a.jpg", 8).astype(int) - np.asarray(colour)
     assert np.abs(near).max() < 12
@@ -247,6 +251,19 @@ def test_images_are_scaled_by_their_shorter_side_and_cropped_to_the_centre(tmp_p
     save(tmp_path / "wide.png", Image.fromarray(pixels))
     decoded = decode.decode(tmp_path / "wide.png", 8)
     assert decoded.shape == (8, 8, 3) and (decoded[:, 1:-1] == 200).all()
+
+
+def test_a_strip_needs_no_memory_and_the_centre_is_as_if_all_was_scaled(tmp_path):
+    save(tmp_path / "strip.png", Image.new("RGB", (50_000, 1), (9, 8, 7)))
+    assert (decode.decode(tmp_path / "strip.png", 64) == (9, 8, 7)).all()
+    image = picture(5, (37, 61))
+    for size, resize in ((16, 0), (16, 24), (80, 0)):
+        factor = (resize or size) / 37
+        width, height = round(factor * 37), round(factor * 61)
+        whole = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - size) // 2, (height - size) // 2
+        expected = np.asarray(whole.crop((left, top, left + size, top + size))).astype(int)
+        assert np.abs(np.asarray(decode.fit(image, size, resize)) - expected).max() <= 1
 
 
 def test_the_size_is_the_images_own_if_they_agree(root):

@@ -21,7 +21,7 @@ from orc_jax.data.tfds import Records
 from orc_jax.errors import UserError
 
 # Part of the key of every cache file. Raise it when the same files are decoded to other pixels.
-VERSION = 2
+VERSION = 3
 SHOWN = 10  # of many damaged images
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on, the stored image lies on its side
 
@@ -130,8 +130,8 @@ def decode(
 ) -> np.ndarray:
     """Decode an image, scale its shorter side, and take the centre.
 
-    The image is turned upright, as EXIF says. Grey, palette and 16-bit images become RGB; an alpha
-    channel is dropped.
+    The image is turned upright, as EXIF says. Grey, palette and 16-bit images become RGB; what is
+    transparent is laid over white.
 
     Args:
       file: the encoded image.
@@ -183,9 +183,11 @@ def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
         return image
     factor = (resize or size) / min(image.size)
     width, height = (max(size, round(factor * side)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    # The centre alone is scaled: a strip of 1 × 100,000 pixels would become gigabytes.
+    x, y = image.size[0] / width, image.size[1] / height
+    box = (left * x, top * y, (left + size) * x, (top + size) * y)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
 def lies_on_its_side(image: Image.Image) -> bool:
@@ -204,8 +206,9 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits; Pillow has several such modes
         levels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
