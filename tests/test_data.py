@@ -224,6 +224,30 @@ def png(values) -> bytes:
     return file.getvalue()
 
 
+def test_names_of_tfds_with_config_and_version(tmp_path):
+    for version in ("1.2.0", "1.10.0", "2.0.0"):
+        folder = tmp_path / "imagenette" / "320px-v2" / version
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text("{}")
+    (tmp_path / "imagenette" / "full" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "imagenette" / "full" / "1.0.0" / "dataset_info.json").write_text("{}")
+
+    def newest(name):
+        return tfds._versions(name, tmp_path)[-1].parent.name
+
+    assert newest("imagenette/320px-v2") == "2.0.0"
+    assert newest("imagenette/320px-v2:1.*") == newest("imagenette/320px-v2:1.10.0") == "1.10.0"
+    assert not tfds.is_prepared("imagenette/320px-v2:3.*", tmp_path)
+    both = "tfds:imagenette/320px-v2, tfds:imagenette/full"
+    with pytest.raises(UserError, match=f"with configs: let data.name be one of {both}"):
+        tfds._open("imagenette", tmp_path)
+    with pytest.raises(UserError, match="prepared as None, which only TensorFlow reads"):
+        tfds._open("imagenette/full:1.0.0", tmp_path)
+    for wrong in ("/x", "a b", "x/y/z", "x:latest", "../x"):
+        with pytest.raises(UserError, match="allowed: tfds:NAME, with a config and a version"):
+            tfds._open(wrong, tmp_path)
+
+
 def fake_builder(monkeypatch, tmp_path, names, **splits):
     """A prepared data set of grey 8×8 images: split → labels, None for a damaged image."""
     sources = {

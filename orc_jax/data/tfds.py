@@ -111,8 +111,12 @@ def is_prepared(name: str, directory: str | Path) -> bool:
 
 
 def _versions(name, directory):
-    """Return the `dataset_info.json` of every prepared version, from old to new."""
-    infos = Path(directory).glob(f"{name}/*/dataset_info.json")
+    """Return the `dataset_info.json` of every prepared version that fits, from old to new.
+
+    The name may have a config and a version, as in "imagenette/320px-v2:1.*.*".
+    """
+    base, _, version = name.partition(":")
+    infos = Path(directory).glob(f"{base}/{version or '*'}/dataset_info.json")
     return sorted(infos, key=lambda info: [int(n) for n in re.findall(r"\d+", info.parent.name)])
 
 
@@ -170,9 +174,19 @@ def find(
 
 def _open(name, directory):
     """Return the builder, and its data sources by split, with images left encoded."""
-    if not re.fullmatch(r"[\w/]+", name) or name.startswith("/"):
-        raise UserError(f"data.name is 'tfds:{name}', allowed: tfds: and the name of a data set")
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", name):
+        raise UserError(
+            f"data.name is 'tfds:{name}', allowed: tfds:NAME, with a config and a version as in "
+            "tfds:NAME/CONFIG:1.*.*"
+        )
     if not is_prepared(name, directory):
+        base = name.partition(":")[0]
+        prepared = sorted(Path(directory).glob(f"{base}/*/*/dataset_info.json"))
+        if configs := sorted({info.parent.parent.name for info in prepared}):
+            raise UserError(
+                f"{base} is prepared with configs: let data.name be one of "
+                f"{', '.join(f'tfds:{base}/{config}' for config in configs)}"
+            )
         raise UserError(f"{name} is not in {directory}: {prepare_command(name, directory)}")
     info = _versions(name, directory)[-1]
     try:
