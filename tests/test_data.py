@@ -350,7 +350,7 @@ def test_tfds_errors(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="corrupt"):
             load_data(config)
     config.data.name = "tfds:/"
-    with pytest.raises(UserError, match=r"data\.name is 'tfds:/', allowed: tfds: and the name"):
+    with pytest.raises(UserError, match=r"data\.name is 'tfds:/', allowed: tfds:NAME"):
         load_data(config)
     config.data.name = "tfds:cifar100"
     shutil.copytree(ROOT / "tests/prepared/cifar100/3.0.2", info.parent, dirs_exist_ok=True)
