@@ -221,8 +221,11 @@ def test_the_best_peer_is_a_kept_one_of_equal_ones_the_smallest():
     config = digits.get_config("switokd_1t2s:resnet14,resnet14,resnet8")
     variables = [{"params": np.zeros(size)} for size in (3, 2, 1)]
     for top1, expected in (([9, 5, 5], 2), ([9, 6, 5], 1)):
-        tested = [{"test": {"top1": top1}}]
+        tested = [{"test": {"top1": top1, "loss": [1, 1, 2]}}]
         assert networks._best(config, variables, tested) == expected
+    variables[2] = variables[1]  # of equal size and accuracy, the one with the lower loss
+    tested = [{"test": {"top1": [9, 5, 5], "loss": [1, 3, 2]}}]
+    assert networks._best(config, variables, tested) == 2
 
 
 def test_layers_made_for_any_platform_are_xlas_and_compute_the_same():

@@ -137,6 +137,8 @@ def find(
     test, val = splits.get("test"), splits.get("val")
     test, val = (test, val) if test else (val, None)
     others: collections.Counter = collections.Counter()
+    if test and not class_names and "train" not in splits:
+        raise UserError(f"{root} has a folder {test}, but none named train")
     if test and class_names:
         return Listing(None, _second(root, test, class_names, others), class_names)
     train = _by_class(root, splits.get("train", "."), others)
@@ -172,10 +174,7 @@ def _splits(root) -> dict[str, str]:
             if entry.name.lower() in WORDS[fitting[0]]:
                 exact[fitting[0]].append(entry.name)
     if not found["train"]:
-        # Without training images beside it, `test_tube` is a class.
-        if others := exact["test"] + exact["val"]:
-            raise UserError(f"{root} has a folder {others[0]}, but none named train")
-        return {}
+        found = exact  # without training images beside it, `test_tube` is a class
     splits: dict[str, str] = {}
     for split in WORDS:
         if len(names := exact[split] or found[split]) > 1:
