@@ -18,10 +18,10 @@ from PIL import Image
 
 from benchmarks.common import FLAGS, quartiles, settings, show
 from orc_jax.data import stream
+from orc_jax.loop import training_batches
 from orc_jax.prepare import prepare
 from orc_jax.state import init_state
 from orc_jax.step import compile_steps
-from orc_jax.training import training_batches
 
 flags.DEFINE_integer("images", 768, "Number of JPEG files of 500×375 pixels.")
 flags.DEFINE_integer("workers", 2, "Processes that decode; 0: threads of this process.")

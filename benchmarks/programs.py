@@ -15,11 +15,11 @@ import jax
 from absl import app, flags, logging
 
 from benchmarks.common import FLAGS, peak_bytes, random_images, settings, show
+from orc_jax.loop import training_batches
 from orc_jax.methods import NAMES
 from orc_jax.prepare import prepare
 from orc_jax.state import abstract_state
 from orc_jax.step import compile_steps
-from orc_jax.training import training_batches
 
 flags.DEFINE_integer("devices", 4, "Simulated devices of the largest mesh.")
 flags.DEFINE_list("tables", ["memory", "wire"], "Tables to print.")

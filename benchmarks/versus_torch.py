@@ -30,12 +30,12 @@ from orc_jax import peers
 from orc_jax.data import batches
 from orc_jax.data.mixing import draw_lambda
 from orc_jax.errors import UserError
+from orc_jax.loop import training_batches
 from orc_jax.methods.orc import draw_feedback
 from orc_jax.prepare import prepare
 from orc_jax.state import init_state, streams
 from orc_jax.step import compile_steps
 from orc_jax.trained.torch_weights import torch_tensors
-from orc_jax.training import training_batches
 
 # Name → (config file, preset, whether it needs a GPU).
 ROWS = {

@@ -24,7 +24,8 @@ FLOORS = (
     ("runtime",),
     ("prepare",),
     ("evaluation", "trained"),
-    ("insight", "training"),
+    ("insight", "loop"),
+    ("training",),
     ("commands",),
     ("evaluate", "export", "gradcam", "import_torch", "main", "predict", "report", "__main__"),
 )

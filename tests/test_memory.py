@@ -9,9 +9,9 @@ from test_step import build, in_peer_order, run
 from orc_jax import config as configs
 from orc_jax import models
 from orc_jax.errors import UserError
+from orc_jax.loop import training_batches
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
-from orc_jax.training import training_batches
 
 
 def deep(num_classes, norm):

@@ -18,13 +18,13 @@ from test_methods import LABELS, batch_of, random_logits
 from orc_jax import config as configs
 from orc_jax import losses, methods, models
 from orc_jax.data import mixing
+from orc_jax.loop import training_batches
 from orc_jax.methods import switokd
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network
 from orc_jax.prepare import prepare
 from orc_jax.state import init_state
 from orc_jax.step import compile_steps
-from orc_jax.training import training_batches
 
 SIZE = (12, 8)
 

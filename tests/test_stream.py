@@ -16,11 +16,11 @@ from orc_jax import config as configs
 from orc_jax.data import decode, stream
 from orc_jax.errors import UserError
 from orc_jax.evaluation import evaluate_split
+from orc_jax.loop import training_batches
 from orc_jax.prepare import prepare
 from orc_jax.runtime import metrics
 from orc_jax.state import init_state
 from orc_jax.step import compile_steps
-from orc_jax.training import training_batches
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conftest import TINY
 
-from orc_jax import models, training
+from orc_jax import loop, models
 
 
 def held(training_batches, at: int, here: Path, go: Path):
@@ -34,8 +34,8 @@ def held(training_batches, at: int, here: Path, go: Path):
 if __name__ == "__main__":
     models.NETWORKS.update(TINY)
     if "HOLD" in os.environ:
-        training.training_batches = held(
-            training.training_batches,
+        loop.training_batches = held(
+            loop.training_batches,
             int(os.environ["HOLD"]),
             Path(os.environ["HELD"]),
             Path(os.environ["GO"]),

@@ -1,0 +1,300 @@
+"""The loop over epochs and steps, with evaluation, checkpoints and metrics."""
+
+import collections
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from orc_jax import peers
+from orc_jax.data import batches, stream
+from orc_jax.errors import UserError
+from orc_jax.evaluation import evaluate_split, renewal, show_table
+from orc_jax.prepare import Setup
+from orc_jax.runtime import display, metrics, processes
+from orc_jax.runtime.metrics import chosen_by
+from orc_jax.runtime.profile import Profiler
+from orc_jax.state import State, failures, init_state, streams
+from orc_jax.trained import saved
+
+
+class Result(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+      state: the state after the last step.
+      metrics: record of the last finished epoch (see `runtime/metrics.py`); empty if there is none.
+      finished: whether all epochs are done; False after SIGTERM or Ctrl-C.
+    """
+
+    state: State
+    metrics: dict
+    finished: bool
+
+
+class Loop:
+    """The training of a run, from its last checkpoint on.
+
+    Attributes:
+      state: the current state.
+      step: number of steps done.
+      record: record of the last finished epoch; empty if there is none.
+      best: highest score of an epoch (see `metrics.target_top1`); -1 if there is none.
+      called: time at which `train` was called; None once the first step is done.
+      clock: (time, step) from which the speed of the epoch counts: without the first step, which
+        is compiled.
+      in_flight: an output of each step that the devices may not have finished.
+    """
+
+    def __init__(
+        self, setup: Setup, steps, template, workdir, weights, checkpoints, interruption, called
+    ):
+        config, group = setup.config, setup.group
+        self.setup, self.workdir = setup, workdir
+        self.checkpoints, self.interruption = checkpoints, interruption
+        self.train_step, self.evaluation_step, prediction_step = steps
+        self.renew = renewal(setup, prediction_step)
+
+        self.step = checkpoints.step("last") or 0
+        if self.step:
+            self.state = checkpoints.restore(self.step, template)
+        else:
+            self.state = init_state(*setup.state_args(), weights, template.sums)
+        records = [record for record in metrics.read(workdir) if record["step"] <= self.step]
+        self.record: dict = records[-1] if records else {}
+        scores = [_score(setup, record) for record in records if chosen_by(record)]
+        self.best = max(scores, default=-1.0)
+
+        self.called = called
+        self.clock = called, self.step
+        self.in_flight: collections.deque[jax.Array] = collections.deque()
+        self.shown = display.Display(
+            group.names, config.epochs, setup.steps_per_epoch, config.batch_size
+        )
+        self.profiler = Profiler(config.profile and processes.is_main(), workdir)
+
+    def run(self) -> Result:
+        """Train to the end of the last epoch, or until a signal asks to stop."""
+        setup, per_epoch, shown = self.setup, self.setup.steps_per_epoch, self.shown
+        writers = metrics.Writers(self.workdir, setup.group.names, self.step)
+        with writers, self.profiler, shown:
+            _introduce(setup, self.workdir, self.step, shown)
+            shown.begin(self.step)
+            following = training_batches(setup, self.step)
+            for epoch in range(self.step // per_epoch, setup.config.epochs):
+                first, last = self.step, (epoch + 1) * per_epoch
+                if self.renew and first == epoch * per_epoch:
+                    self.state = self.renew(self.state)
+                self.clock = time.monotonic(), self.step
+                self._train_epoch(following, last)
+                _check_finite(setup, self.state, self.checkpoints)
+                if self.step < last:
+                    return self._stop()
+                self._end_epoch(epoch + 1, writers)
+        return self._finish()
+
+    def _train_epoch(self, following, last: int) -> None:
+        """Train up to the step `last`, or until a signal asks to stop.
+
+        Args:
+          following: iterator of `training_batches`.
+          last: number of steps done at the end of the epoch.
+        """
+        while self.step < last and not self.interruption.stops_before(self.step):
+            split, order = next(following)
+            self.profiler.before_step(self.state)
+            with jax.transfer_guard("disallow"):
+                self.state = self.train_step(self.state, split, order)
+                self.in_flight.append(jnp.copy(self.state.step))
+            self.step += 1
+            if self.called:
+                self.in_flight[0].block_until_ready()
+                self.shown.say(f"first step after {time.monotonic() - self.called:.1f} s")
+                self.called = None
+                if self.step < last:
+                    self.clock = time.monotonic(), self.step
+            # Two steps in flight keep the devices busy; with more, a signal would wait for them.
+            if len(self.in_flight) > 2:
+                self.in_flight.popleft().block_until_ready()
+            if self.shown.due():
+                # The check is a computation of all processes, but their clocks differ.
+                if jax.process_count() == 1:
+                    _check_finite(self.setup, self.state, self.checkpoints)
+                self.shown.update(self.step, _training(self.state))
+
+    def _stop(self) -> Result:
+        """Save a checkpoint in the middle of an epoch."""
+        self.checkpoints.save(self.step, self.state, None)
+        self.checkpoints.wait()
+        self.shown.say(
+            f"stopped by {self.interruption.requested} at step {self.step}: checkpoint saved, "
+            "the same command goes on from here"
+        )
+        return Result(self.state, self.record, finished=False)
+
+    def _end_epoch(self, epoch: int, writers) -> None:
+        """Evaluate the networks, write the epoch's record and save a checkpoint, if they are due.
+
+        Args:
+          epoch: number of epochs done.
+          writers: of the metrics.
+        """
+        setup, config = self.setup, self.setup.config
+        seconds, steps = time.monotonic() - self.clock[0], self.step - self.clock[1]
+        self.record = {
+            "epoch": epoch,
+            "step": self.step,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(steps * config.batch_size / seconds, 1),
+            "train": _training(self.state),
+        }
+        is_last, score = epoch == config.epochs, None
+        if epoch % config.eval_every == 0 or is_last:
+            if setup.val_split is not None:
+                self.record["val"] = self._evaluated(setup.val_split)
+            if setup.val_split is None or is_last:
+                self.record["test"] = self._evaluated(setup.test_split)
+            score = _score(setup, self.record)
+        writers.write(self.record)
+        self.shown.epoch(self.record)
+        is_best = score is not None and score > self.best
+        if epoch % config.checkpoint_every == 0 or is_last or is_best:
+            self.checkpoints.save(self.step, self.state, score)
+        if score is not None:
+            self.best = max(self.best, score)
+
+    def _finish(self) -> Result:
+        """Save the networks that are kept, and print the table of peers."""
+        setup, config = self.setup, self.setup.config
+        self.checkpoints.wait()
+        if "test" not in self.record:  # the metrics of a finished run were deleted
+            self.record["test"] = self._evaluated(setup.test_split)
+        _save_kept(setup, self.workdir, self.state)
+        title = f"{config.method.name} after epoch {config.epochs}"
+        show_table(setup, title, self.record["test"], self.state.promotions.tolist(), self.step)
+        self.shown.say(
+            f"the best checkpoint is that of step {self.checkpoints.step('best')}, chosen by "
+            + (
+                "test images (--config.data.val_share=0.1 holds out training images for it)"
+                if setup.val_split is None
+                else f"{len(setup.val_split.labels):,} validation images"
+            )
+        )
+        return Result(self.state, self.record, finished=True)
+
+    def _evaluated(self, split) -> dict:
+        return evaluate_split(self.setup, self.evaluation_step, self.state, split)
+
+
+def training_batches(setup: Setup, step: int) -> Iterator[tuple]:
+    """Yield the arguments (split, order) of the train step, from a step on to the last one.
+
+    The split is all images on the devices, and the order [steps, B] is that of the epoch; or, for
+    images that are streamed, the split is one batch at a time, in the order in which it was read.
+
+    Args:
+      setup: of the run.
+      step: number of steps done.
+    """
+    config, split, per_epoch = setup.config, setup.train_split, setup.steps_per_epoch
+    assert split is not None  # None only in a setup for evaluation
+    if isinstance(split, stream.OnDisk):
+        slots = np.arange(config.batch_size, dtype=np.int32)
+        order = setup.on_mesh(np.broadcast_to(slots, (per_epoch, config.batch_size)))
+        rows = setup.own_rows(config.batch_size)
+        for batch in stream.training(
+            split, config.seed, config.batch_size, config.epochs, step, rows
+        ):
+            yield setup.batch_on_mesh(split, *batch), order
+        return
+    epoch_order = jax.jit(
+        batches.epoch_order, static_argnums=(2, 3), out_shardings=setup.everywhere
+    )
+    key, count = streams(config.seed)[1], len(split.labels)
+    for current in range(step, config.epochs * per_epoch):
+        if current == step or current % per_epoch == 0:
+            epoch = setup.on_mesh(np.int32(current // per_epoch))
+            order = epoch_order(key, epoch, count, config.batch_size)
+        yield split, order
+
+
+def _score(setup, record) -> float:
+    """Return the accuracy in percent by which checkpoints are compared."""
+    return metrics.target_top1(chosen_by(record), setup.kept, setup.num_params)
+
+
+def _save_kept(setup, workdir, state):
+    """Save the peers that the training was for as plain networks, in `networks/PEER`."""
+    take = jax.jit(peers.plain_member, out_shardings=setup.everywhere)
+    for stack, stack_state in zip(setup.group.stacks, state.stacks, strict=True):
+        for slot, peer in enumerate(stack.peers):
+            if peer not in setup.kept:
+                continue
+            description = {
+                "network": stack.name,
+                "num_classes": setup.dataset.num_classes,
+                "class_names": setup.dataset.class_names,
+                **setup.own_images.get(peer, setup.images).to_json(),
+            }
+            saved.save(workdir / "networks" / str(peer), take(stack_state, slot), description)
+
+
+def _training(state: State) -> dict:
+    """Return the metrics of the current epoch's train steps, see `metrics.training`."""
+    sums, promotions = jax.device_get((state.sums, state.promotions))
+    return metrics.training(sums, promotions)
+
+
+def _introduce(setup, workdir, step, shown):
+    """Print what is trained, on which data, devices and files, and from which step on."""
+    devices = setup.group.mesh.devices
+    names = ", ".join(setup.group.names)
+    val = "" if setup.val_split is None else f"{len(setup.val_split.labels):,} validation, "
+    shown.say(
+        f"{setup.config.method.name}: {names} on {setup.config.data.name} "
+        f"({len(setup.train_split.labels):,} training, {val}{len(setup.test_split.labels):,} test "
+        f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
+        f"(data × peer); files in {workdir}"
+    )
+    optimizer, epochs = setup.config.optimizer, setup.config.epochs
+    if optimizer.schedule == "step" and all(e >= epochs for e in optimizer.decay_epochs):
+        shown.say(
+            "warning: the learning rate never falls, because none of optimizer.decay_epochs "
+            f"{tuple(optimizer.decay_epochs)} is below epochs, {epochs}: set them, or "
+            "--config.optimizer.schedule=cosine"
+        )
+    if len(setup.test_split.labels) < 50:
+        share = 100 / len(setup.test_split.labels)
+        shown.say(
+            f"warning: with {len(setup.test_split.labels)} test images, one of them is {share:.1f} "
+            "% of the accuracy"
+        )
+    if step == epochs * setup.steps_per_epoch:
+        shown.say("this run is finished")
+    else:
+        shown.say(f"resumed at step {step}" if step else "compiling the step …")
+
+
+def _check_finite(setup, state, checkpoints):
+    """Check that the outputs and weights of all peers have been finite so far.
+
+    It is called before every checkpoint, so that none is saved with other weights.
+
+    Raises:
+      UserError: they have not.
+    """
+    members = tuple(stack.peers for stack in setup.group.stacks)
+    failed_at = jax.device_get(failures(members, setup.everywhere, state))
+    if (failed_at < 0).all():
+        return
+    step = failed_at[failed_at >= 0].min()
+    failed = [f"{i} ({setup.group.names[i]})" for i in np.flatnonzero(failed_at == step)]
+    last = checkpoints.step("last")
+    kept = "no checkpoint yet" if last is None else f"the checkpoint of step {last} is kept"
+    raise UserError(
+        f"the loss of peer {', '.join(failed)} is not finite from step {step} on: stopped; {kept}. "
+        "A lower learning rate or a warm-up often helps."
+    )
