@@ -5,6 +5,9 @@ setting; elsewhere put the four .gz files into `data/`. `configs/fashion_mnist.p
 recipe, and `NAME:NETWORK,NETWORK,…` other networks. NAME is one of ind, kd, takd, dgkd, dml, kdcl,
 one, cl_ilr, okddip, okddip_net, dcm, switokd, switokd_2t1s, switokd_1t2s, orc (default: a pivot and
 three students), orc_peers (four equals).
+
+On 2 CPU cores (AMD EPYC) the whole set takes orc about four hours and ind:resnet8 25 minutes,
+reckoned from 210 and 1,680 images a second; --config.data.train_images=2000 takes 8 and 2 minutes.
 """
 
 from orc_jax import recipes
