@@ -108,9 +108,14 @@ def _check_peers(config, method):
                         f"peers[{i}].{key} differs from that of peers[0], but the branches of "
                         f"{config.method.name} share a trunk"
                     )
+    kinds = method.positions.kinds(config.method, len(config.peers))
     for i, peer in enumerate(config.peers):
         if peer.new_head and not peer.init_from:
             raise UserError(f"peers[{i}].new_head is True, allowed: False without init_from")
+        if peer.new_head and kinds[i] not in peers.CHANGING:
+            raise UserError(
+                f"peers[{i}].new_head is True, allowed: False, because this teacher does not learn"
+            )
     if method.needs.auxiliary_heads:
         for i, peer in enumerate(config.peers):
             if not models.create(peer.model, 1).auxiliary:

@@ -132,6 +132,8 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
     train, val = dataset.train, dataset.val
     if val is None:
         train, val = datasets.hold_out(train, config.data.val_share, config.seed)
+    if val is not None and not len(val.labels):
+        raise UserError("there are no validation images (data.val_share or a folder of them)")
     train = datasets.subsample(train, config.data.train_images, config.seed)
     dataset = dataset._replace(train=train, val=val)
     held_out_share = methods.get(config.method.name).memory.held_out(config.method)

@@ -143,7 +143,8 @@ def _update_own(config, state: MethodState, applied, step, steps_per_epoch) -> M
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     rate = optimizers.schedule(settings, config.epochs, steps_per_epoch)(step)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    return MethodState(params, applied.own_stats, opt_state, state.memory)
+    stats = lax.pmean(applied.own_stats, ("data", "peer"))
+    return MethodState(params, stats, opt_state, state.memory)
 
 
 def evaluation_batch_size(config, group: peers.Group) -> int:

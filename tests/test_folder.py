@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import struct
 
 import numpy as np
 import pytest
 from conftest import QUICK, load_data, run_command
-from PIL import Image
+from PIL import Image, ImageOps
 
 from orc_jax import config as configs
 from orc_jax.data import decode, folder, stream
@@ -98,6 +99,33 @@ def test_classes_whose_names_have_words_of_splits(tmp_path):
     assert folder.find(tmp_path / "flat").class_names == ("running-shoe", "test_tube")
 
 
+def test_words_of_splits_in_the_names_of_classes_and_splits_alone(tmp_path):
+    """`bullet_train` beside `car` is a class; the test images of `seg_test` need no `seg_train`."""
+    for name in ("bullet_train", "car"):
+        save(tmp_path / "flat" / name / "0.png")
+        save(tmp_path / "deep" / name / "a" / "0.png")
+        save(tmp_path / "deep" / name / "b" / "0.png")
+        save(tmp_path / "seg" / "seg_test" / name / "0.png")
+        save(tmp_path / "seg" / "seg_val" / name / "0.png")
+    names = ("bullet_train", "car")
+    assert folder.find(tmp_path / "flat").class_names == names
+    assert folder.find(tmp_path / "deep").class_names == names
+    assert folder.find(tmp_path / "flat", names).test is None
+    found = folder.find(tmp_path / "seg", names)
+    assert found.test.paths == ("seg_test/bullet_train/0.png", "seg_test/car/0.png")
+
+
+def test_a_test_folder_without_classes_is_left_out(root, capsys):
+    """As ImageNet's: the validation images are tested on, as before."""
+    expected = folder.find(root)
+    save(root / "test" / "ILSVRC2012_test_00000001.JPEG")
+    found = folder.find(root)
+    assert found.test.paths == expected.test.paths and found.val is None
+    assert folder.find(root, ("cat", "dog")).test.paths == expected.test.paths
+    load_data(config_of(root))
+    assert "test, which has no folders of classes" in " ".join(capsys.readouterr().out.split())
+
+
 def test_litter_is_passed_over_and_other_files_are_counted(root, capsys):
     expected = folder.find(root)
     for litter in ("__MACOSX/cat", "train/lost+found", "train/@eaDir", "train/.ipynb_checkpoints"):
@@ -117,6 +145,7 @@ def test_litter_is_passed_over_and_other_files_are_counted(root, capsys):
 
 def test_an_empty_class_is_left_out_on_request(root, capsys):
     (root / "train" / "bird").mkdir()
+    save(root / "val" / "bird" / "0.png")
     assert load_data(config_of(root, on_error="skip")).class_names == ("cat", "dog")
     assert "left out classes without an image: bird" in capsys.readouterr().out
 
@@ -221,7 +250,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
 def test_photos_are_turned_upright(tmp_path, orientation, suffix):
     """As EXIF says: whole, and for random parts of streamed images, in draft mode too."""
     upright = Image.fromarray(np.kron(picture(3, (12, 8)), np.ones((16, 16, 1), np.uint8)))
@@ -243,6 +272,18 @@ def test_photos_are_turned_upright(tmp_path, orientation, suffix):
                 rng = np.random.default_rng(seed)
                 parts.append(stream.random_resized_crop(image, 24, rng).astype(int))
         assert abs(parts[0] - parts[1]).max() < 12
+
+
+def test_a_photo_with_odd_exif_data_is_turned_too(tmp_path):
+    """Pillow cannot write a resolution that is text again, and need not."""
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x011A, 2, 1, 5)
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
+    exif = head + entries + struct.pack("<I", 0)
+    picture(1, (24, 16)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        with pytest.raises(TypeError):
+            ImageOps.exif_transpose(image)
+        assert decode.rgb(image).size == (16, 24)
 
 
 def test_images_are_scaled_by_their_shorter_side_and_cropped_to_the_centre(tmp_path):

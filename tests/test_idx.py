@@ -71,6 +71,13 @@ def test_files_under_the_usual_names(tmp_path, name, folder, names, test):
     np.testing.assert_array_equal(tested.test.images, found.test.images)
 
 
+def test_a_folder_that_names_the_set_comes_before_files_of_the_same_names(tmp_path):
+    write_set(tmp_path / "KMNIST" / "raw")
+    write_set(tmp_path, labels={split: 9 - labels for split, labels in LABELS.items()})
+    found = data.load(config_of("kmnist", tmp_path))
+    np.testing.assert_array_equal(found.test.labels, LABELS["test"])
+
+
 def test_emnist_is_turned_upright_and_its_sets_are_told_apart(tmp_path):
     """Its letters have labels from 1, and all of its sets come in one folder."""
     letters = {split: labels % 3 + 1 for split, labels in LABELS.items()}

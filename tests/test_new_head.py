@@ -71,3 +71,10 @@ def test_a_new_head_needs_weights_to_stand_on():
     config.peers[0].new_head = True
     with pytest.raises(UserError, match=r"peers\[0\].new_head is True, allowed: False without"):
         checks.check(config, 1)
+
+
+def test_a_frozen_teacher_cannot_learn_a_new_head():
+    config = tiny_config(("pixels", "pixels"), "kd")
+    config.peers[0].init_from, config.peers[0].new_head = "somewhere", True
+    with pytest.raises(UserError, match="because this teacher does not learn"):
+        checks.check(config, 1)

@@ -103,6 +103,8 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "weights.h5").write_text("hello")
+    torch.save({"state_dict": {}}, tmp_path / "empty.pth")
+    save_file({}, tmp_path / "empty.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0{")
     for file in [*tmp_path.iterdir(), tmp_path / "absent.pth"]:
         with pytest.raises(UserError, match=file.name):

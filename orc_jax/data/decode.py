@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from orc_jax.data import faults
 from orc_jax.data.cache import cached
@@ -24,6 +24,15 @@ from orc_jax.errors import UserError
 VERSION = 3
 SHOWN = 10  # of many damaged images
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on, the stored image lies on its side
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Dataset:
@@ -192,7 +201,8 @@ def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
 
 def lies_on_its_side(image: Image.Image) -> bool:
     """Return whether `rgb` will exchange the height and width of an image."""
-    return image.getexif().get(_ORIENTATION, 1) >= 5
+    # Of a TIFF file, Pillow tells the size that the image will have, and turns it itself.
+    return image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -201,8 +211,10 @@ def rgb(image: Image.Image) -> Image.Image:
     Args:
       image: an image of any mode.
     """
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    # Not by `ImageOps.exif_transpose`, which writes EXIF data anew and fails where they are odd.
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    if turn is not None and image.format != "TIFF":
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits; Pillow has several such modes
         levels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))

@@ -133,8 +133,11 @@ def find(
         raise UserError(f"there is no folder {root} (data.dir)")
     if (root / "wnids.txt").is_file():
         return _tiny_imagenet(root, test_only=bool(class_names))
-    splits = _splits(root)
+    splits, notes = _splits(root, class_names), []
     test, val = splits.get("test"), splits.get("val")
+    if test and val and not any(map(_is_folder, _entries(root / test))):
+        notes.append(f"left out {root / test}, which has no folders of classes")
+        test = None
     test, val = (test, val) if test else (val, None)
     others: collections.Counter = collections.Counter()
     if test and not class_names and "train" not in splits:
@@ -152,8 +155,11 @@ def find(
     names = tuple(train)
     if len(names) == 1:
         raise UserError(f"{root} has only one class ({names[0]}): is data.dir one folder too high?")
-    second = [_second(root, split, names, others) if split else None for split in (test, val)]
-    notes = [f"left out classes without an image: {', '.join(empty)}"] if empty else []
+    second = [
+        _second(root, split, names, others, empty) if split else None for split in (test, val)
+    ]
+    if empty:
+        notes.append(f"left out classes without an image: {', '.join(empty)}")
     if others:
         counts = ", ".join(
             f"{count} {suffix or 'without'}" for suffix, count in sorted(others.items())
@@ -162,19 +168,30 @@ def find(
     return Listing(_files(root, train, names), second[0], names, second[1], tuple(notes))
 
 
-def _splits(root) -> dict[str, str]:
-    """Return split → name of its folder, for the splits that there are."""
+def _splits(root, class_names) -> dict[str, str]:
+    """Return split → name of its folder, for the splits that there are.
+
+    Without class names, other words than a split's own count only beside training images with
+    folders of classes: `bullet_train` and `test_tube` may be classes.
+    """
     found: dict[str, list[str]] = {split: [] for split in WORDS}
     exact: dict[str, list[str]] = {split: [] for split in WORDS}
-    for entry in _entries(root):
+    unexplained = False
+    for entry in filter(_is_folder, _entries(root)):
         words = set(re.split(r"[^a-z]+", entry.name.lower()))
         fitting = [split for split, known in WORDS.items() if words & known]
-        if len(fitting) == 1 and _is_folder(entry):
+        if len(fitting) != 1:
+            unexplained = True
+        elif entry.name.lower() in WORDS[fitting[0]]:
+            exact[fitting[0]].append(entry.name)
             found[fitting[0]].append(entry.name)
-            if entry.name.lower() in WORDS[fitting[0]]:
-                exact[fitting[0]].append(entry.name)
-    if not found["train"]:
-        found = exact  # without training images beside it, `test_tube` is a class
+        elif entry.name not in class_names:
+            found[fitting[0]].append(entry.name)
+    if not class_names and not exact["train"]:
+        has_classes = all(any(map(_is_folder, _entries(root / name))) for name in found["train"])
+        alone = unexplained and not (found["test"] or found["val"])
+        if not found["train"] or not has_classes or alone:
+            found = exact
     splits: dict[str, str] = {}
     for split in WORDS:
         if len(names := exact[split] or found[split]) > 1:
@@ -188,9 +205,13 @@ def _splits(root) -> dict[str, str]:
     return splits
 
 
-def _second(root, split, names, others) -> Files:
-    """List a split whose classes are those of `train`."""
-    by_class = {name: paths for name, paths in _by_class(root, split, others).items() if paths}
+def _second(root, split, names, others, left_out=()) -> Files:
+    """List a split whose classes are those of `train`, but for classes that are left out."""
+    by_class = {
+        name: paths
+        for name, paths in _by_class(root, split, others).items()
+        if paths and name not in left_out
+    }
     if unknown := sorted(by_class.keys() - set(names)):
         raise UserError(f"{root / split} has the class {unknown[0]!r}, which train does not have")
     return _files(root, by_class, names)

@@ -86,8 +86,9 @@ def load(name: str, directory: str | Path, test_only: bool = False) -> Dataset:
 def _find(name, directory) -> _Files:
     """Find the four files of a set, in the folder itself or where programs unpack them."""
     torchvision = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
-    places = [(directory, ""), (directory.parent, directory.name)]
-    places += [(directory / name, ""), (directory / torchvision.get(name, name) / "raw", "")]
+    # MNIST, Fashion-MNIST and KMNIST have files of the same names: folders that name the set first.
+    places = [(directory / name, ""), (directory / torchvision.get(name, name) / "raw", "")]
+    places += [(directory, ""), (directory.parent, directory.name)]
     places += [(INSTALLED[name], "")] if name in INSTALLED else []
     for folder, beginning in places:
         found: dict[str, dict] = {}

@@ -167,7 +167,7 @@ def _images(split, images, labels) -> Images:
         if not np.isfinite(images).all() or images.min() < 0 or images.max() > 255:
             remedy = "scale them to 0 to 255 as they were before they were normalised"
         raise UserError(f"{split} images must be uint8, not {images.dtype}: {remedy}")
-    if labels.ndim == 2 and labels.shape[1] > 1 and (labels.sum(axis=1) == 1).all():
+    if labels.dtype.kind in "iufb" and labels.ndim == 2 and (labels.sum(axis=1) == 1).all():
         raise UserError(f"{split} labels are one-hot: pass labels.argmax(axis=1)")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(

@@ -74,6 +74,8 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     else:
         raise UserError(f"{path} holds no weights: it is neither a safetensors nor a PyTorch file")
     tensors = {name: value for name, value in tensors.items() if name != "n_averaged"}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), ""):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
