@@ -141,9 +141,7 @@ class Base(NamedTuple):
 
 
 # Overrides that change no result, so that a run with them is still the published one.
-HARMLESS = re.compile(
-    r"--config\.(data\.(dir|cache|memory|workers)|mesh\.\w+|eval_every|checkpoint_every)="
-)
+HARMLESS = re.compile(r"--config\.(data\.(dir|cache|memory|workers)|eval_every|checkpoint_every)=")
 
 
 def published(study: Study, base: Base) -> dict[str, float]:

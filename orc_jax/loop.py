@@ -259,13 +259,16 @@ def _introduce(setup, workdir, step, shown):
         f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
         f"(data × peer); files in {workdir}"
     )
-    optimizer, epochs = setup.config.optimizer, setup.config.epochs
-    if optimizer.schedule == "step" and all(e >= epochs for e in optimizer.decay_epochs):
-        shown.say(
-            "warning: the learning rate never falls, because none of optimizer.decay_epochs "
-            f"{tuple(optimizer.decay_epochs)} is below epochs, {epochs}: set them, or "
-            "--config.optimizer.schedule=cosine"
-        )
+    config, epochs = setup.config, setup.config.epochs
+    for stack in peers.layout(config, setup.method):
+        decays = tuple(stack.optimizer.decay_epochs)
+        never = stack.optimizer.schedule == "step" and all(e >= epochs for e in decays)
+        if stack.changes and never:
+            shown.say(
+                f"warning: the learning rate of peers {', '.join(map(str, stack.peers))} never "
+                f"falls, because none of its decay_epochs {decays} is below epochs, {epochs}: set "
+                "--config.optimizer.decay_epochs, or --config.optimizer.schedule=cosine"
+            )
     if len(setup.test_split.labels) < 50:
         share = 100 / len(setup.test_split.labels)
         shown.say(

@@ -205,6 +205,7 @@ def test_overrides_in_the_name_of_a_work_directory():
     given = ["--config=a.py:dml", "--config.epochs=3", "--config.data.dir=/x", "-config.seed=2"]
     assert name(given) == name(given[::-1]) == "-epochs=3-seed=2"
     assert name(["--config.peers[0].init_from=runs/a b"]) == "-peers_0_.init_from=runs_a_b"
-    assert name(["--config=a.py", "--workdir=b", "--config.mesh.data=2"]) == ""
+    assert name(["--config=a.py", "--workdir=b", "--config.data.workers=2"]) == ""
+    assert name(["--config.epochs", "5", "--config.method.beta=1"]) == "-epochs=5-method.beta=1"
     long = [f"--config.optimizer.decay_epochs=({'1, ' * 60})"]
     assert len(name(long)) == 109 and name(long) != name([long[0].replace("1, 1", "2, 1")])

@@ -57,7 +57,7 @@ def test_a_pytorch_file_of_other_classes(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     setup = prepare(config, (images, np.arange(40) % 3) * 2)
-    with pytest.raises(UserError, match=r"fc\.weight gives .* new_head=True takes all but this"):
+    with pytest.raises(UserError, match=r"fc\.weight gives .* .new_head=True takes all but the"):
         saved.pretrained(setup.group, {0: str(file)}, setup.images, tuple("012"))
     weights, _ = saved.pretrained(setup.group, {0: str(file)}, setup.images, tuple("012"), [0])
     state = init_state(*setup.state_args(), weights)

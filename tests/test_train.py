@@ -371,7 +371,9 @@ def test_warnings_of_a_rate_that_never_falls_and_of_few_test_images(tmp_path, ca
     config.epochs, config.optimizer.schedule = 1, "step"
     orc_jax.train(config, tmp_path / "run", tiny_data(train=80))
     said = " ".join(capsys.readouterr().out.split())
-    assert "rate never falls, because none of optimizer.decay_epochs (100, 150) is below" in said
+    assert (
+        "rate of peers 0 never falls, because none of its decay_epochs (100, 150) is below" in said
+    )
     assert "with 21 test images, one of them is 4.8 % of the accuracy" in said
     config.optimizer.decay_epochs = (0.5,)
     orc_jax.train(config, tmp_path / "falls", tiny_data(train=80, test=50))

@@ -109,5 +109,26 @@ def test_a_folder_with_both_splits_validates_on_one(tmp_path, names):
         assert result.metrics["val"] != result.metrics["test"]
         again = orc_jax.evaluate(tmp_path / f"run{memory}")
         assert again == result.metrics["test"]
+    config.data.val_share = 0.5
+    assert len(prepare(config).val_split.labels) == 4  # the folder's own
     test_alone = folder.find(tmp_path / "images", ("cat", "dog"))
     assert test_alone.train is test_alone.val is None and len(test_alone.test.labels) == 6
+
+
+def test_images_held_out_of_a_folder_are_scaled_as_its_test_images_are(tmp_path):
+    """In memory and streamed: `eval_resize` is for both."""
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for i in range(8):
+                save(tmp_path / "images" / split / name / f"{i}.png", picture(i, (20, 20)))
+    config = config_of(name="folder", dir=str(tmp_path / "images"), size=8, eval_resize=16)
+    config.data.cache, config.batch_size = str(tmp_path / "cache"), 4
+    setup = prepare(config)
+    assert len(setup.dataset.train.labels) == 12
+    # The same files are in both folders: the held-out ones are among the test images.
+    test = {image.tobytes() for image in setup.dataset.test.images}
+    assert {image.tobytes() for image in setup.dataset.val.images} <= test
+    assert not {image.tobytes() for image in setup.dataset.train.images} & test
+    config.data.memory = 0.0
+    streamed = prepare(config)
+    assert streamed.dataset.val.labels.tolist() == setup.dataset.val.labels.tolist()

@@ -15,7 +15,7 @@ from orc_jax.runtime import display, processes
 from orc_jax.training import train
 
 # Overrides that change no result, or not which run it is.
-UNNAMED = re.compile(r"(data\.(dir|cache|memory|workers|on_error)|mesh\.\w+|profile|remat)=")
+UNNAMED = re.compile(r"(data\.(dir|cache|memory|workers|on_error)|profile|remat)=")
 LONGEST = 100  # characters of overrides in the name of a directory
 
 
@@ -25,7 +25,10 @@ def overrides_in_name(arguments: list[str]) -> str:
     Args:
       arguments: of the command line.
     """
-    found = [a.partition("config.")[2] for a in arguments if re.match(r"--?config\.[^=]+=", a)]
+    # A value may stand behind its key, or be an argument of its own.
+    text = "\n".join(arguments)
+    found = re.findall(r"^--?config\.([^=\n]+[=\n].*)$", text, re.MULTILINE)
+    found = [override.replace("\n", "=", 1) for override in found]
     found = sorted({text for text in found if not UNNAMED.match(text)})
     name = "".join("-" + re.sub(r"[^\w.=+-]+", "_", text) for text in found)
     if len(name) <= LONGEST:

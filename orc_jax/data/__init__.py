@@ -46,7 +46,7 @@ def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
         return _load_own(config)
     if _is_archive(data):
         return cifar.load(data.name, data.dir)
-    return decode.load(data, _listing(data, host), host, streamed)
+    return decode.load(data, _listing(data, host), host, streamed, config.seed)
 
 
 def load_test(

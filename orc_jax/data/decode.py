@@ -35,18 +35,22 @@ _TURNS = {
 }
 
 
-def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Dataset:
+def load(
+    data, listing: Listing, host: Host, streamed: bool | None = None, seed: int = 0
+) -> Dataset:
     """Load the images of a listing at `data.size`, or at their own size if it is 0.
 
     The images are decoded if all of them fit into `data.memory`. Otherwise they are left encoded,
     and files are only checked for damage. Without a second split, `data.test_share` of every class
-    is held out from the training images; every run holds out the same images.
+    is held out from the training images; every run holds out the same images. Without validation
+    images, `data.val_share` of what remains is held out by the seed.
 
     Args:
       data: `config.data`.
       listing: the training, the test and, if there are any, the validation images.
       host: the program that loads the images.
       streamed: whether to leave the images encoded; None to decide by `data.memory`.
+      seed: of the run.
 
     Raises:
       UserError: an image cannot be decoded (unless `data.on_error` is "skip"), the images differ
@@ -57,6 +61,12 @@ def load(data, listing: Listing, host: Host, streamed: bool | None = None) -> Da
     size = data.size or listing.train.size or _common_size(listing)
     if held_out := listing.test is None:
         listing = _with_test(data, listing)
+    if listing.val is None:
+        # Here, so that they are scaled as the test images are.
+        train, val = hold_out(listing.train, data.val_share, seed)
+        listing = listing._replace(train=train, val=val)
+    elif data.val_share:
+        host.say("data.val_share is not used: the data has validation images of its own")
     splits = {"train": listing.train, "test": listing.test, "val": listing.val}
     splits = {name: files for name, files in splits.items() if files is not None}
     count = sum(len(files.labels) for files in splits.values())

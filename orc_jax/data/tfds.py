@@ -159,10 +159,16 @@ def find(
         where = f"{folder}, {split}"
         return Records(sources[split], where, rows, labels, channels, size, bad)
 
+    def labelled(split) -> bool:
+        first = (sources[split][i] for i in range(min(20, len(sources.get(split, ())))))
+        return any(0 <= int(record["label"]) < len(names) for record in first)
+
     train = None if class_names else records("train")
     others: list[Any] = []
     for split in ("test", "validation"):
         # A split without any good label is skipped: the images of ImageNet's `test` have none.
+        if split == "test" and "validation" in sources and not labelled(split):
+            continue  # without reading all of it
         if split in sources and len((second := records(split)).faults) < len(second.labels):
             others.append(second)
         if others and class_names:

@@ -7,6 +7,8 @@ A saved network is a directory: `network.json` describes the network, `variables
 import json
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +162,16 @@ def _from(source, network, template, new_head=False):
         directory, _, peer = source.rpartition(":")
     if not directory or not Path(directory).is_dir():
         tensors = torch_weights.load(source)
+        headless = partial(_converted_without_classifier, tensors, network, template)
         if new_head:
-            tensors = torch_weights.without_classifier(tensors, network, template)
-            template = _headless(template)
-        return torch_weights.convert(tensors, network, template), (), None
+            return headless(), (), None
+        try:
+            return torch_weights.convert(tensors, network, template), (), None
+        except UserError as error:
+            with suppress(UserError):
+                headless()
+                error.args = (f"{error} (new_head=True takes all but the classifier)",)
+            raise
     if (Path(directory) / "network.json").exists():
         _, variables, description = load(directory)
         if description["network"] != network:
@@ -171,6 +179,11 @@ def _from(source, network, template, new_head=False):
         scale = preprocessing.from_json(description) if "mean" in description else None
         return variables, tuple(description.get("class_names", ())), scale
     return _from_run(directory, peer, network, which)
+
+
+def _converted_without_classifier(tensors, network, template):
+    tensors = torch_weights.without_classifier(tensors, network, template)
+    return torch_weights.convert(tensors, network, _headless(template))
 
 
 def _headless(variables):

@@ -206,10 +206,6 @@ def convert(tensors: dict[str, np.ndarray], network: str, template):
     left_over = sorted(name for name in tensors.keys() - used if not extra.match(name))
     faults += [f"{name} is left over" for name in left_over]
     if faults:
-        name = peers.classifier(template["params"])
-        own = torch_name(network, ("head", name, "kernel")).rpartition(".")[0] if name else ""
-        if all(fault.startswith(f"{own}.") for fault in faults):
-            faults.append("new_head=True takes all but this classifier")
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
         raise UserError(f"these weights are not a {network}'s: {shown}")
     return variables
