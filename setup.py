@@ -31,8 +31,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]>=0.10"],
         "export": ["flatbuffers"],
-        # Besides, jax2onnx without its dependencies: it asks for an old Orbax.
-        "onnx": ["flatbuffers", "onnx>=1.20", "onnx-ir>=0.2", "onnxruntime>=1.24"],
+        "onnx": ["flatbuffers", "onnx>=1.20", "onnxruntime>=1.24"],
         "tfds": ["tensorflow-datasets>=4.9.8", "array_record", "importlib_resources"],
         "torch": ["torch>=2.6"],
         "bench": ["torch>=2.6"],
@@ -47,13 +46,13 @@ setup(
             "matplotlib>=3.9",
             "mypy",
             "onnx>=1.20",
-            "onnx-ir>=0.2",
             "onnxruntime>=1.24",
             "pytest",
             "pytest-xdist",
             "ruff",
             "tensorflow-datasets>=4.9.8",
             "torch==2.13.0",
+            "torchvision==0.28.0",
         ],
     },
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -199,6 +200,37 @@ def _prepare_test(workdir, config, data) -> Setup:
     steps_per_epoch = notes.train_images // config.batch_size
     setup = _build(config, mesh_shape, dataset, notes.images, steps_per_epoch)
     return setup.with_own_images(notes.own_images)
+
+
+def sample_and_test(workdir: str | Path, data_dir: str = "", count: int = 512) -> tuple[Any, Any]:
+    """Load a sample of a run's training images, and its test images.
+
+    Args:
+      workdir: work directory of the run.
+      data_dir: folder of the data set, if it has moved since the training.
+      count: size of the sample, at most.
+
+    Returns:
+      Training images, uint8 [N, H, W, channels]; and the test images, `Images`, or
+      `stream.OnDisk` if they are streamed.
+
+    Raises:
+      UserError: there is no such data, or it is not what the run was trained on.
+    """
+    config, notes = read_config(workdir), began(workdir)
+    if config.data.name == "arrays":
+        raise UserError(f"{workdir} was trained on arrays from Python, which are not kept")
+    if data_dir:
+        config.data.dir = data_dir
+    dataset = datasets.load(config, _host(config), notes.streamed)
+    if not has_data(workdir, dataset._replace(train=None, val=None)):
+        raise UserError(f"{workdir} was trained on other images or labels than these")
+    if dataset.streamed:
+        sample = stream.sample(dataset.train, config.data, count)
+        mean, std = jnp.asarray(notes.images.mean), jnp.asarray(notes.images.std)
+        return sample, stream.OnDisk(dataset.test, mean, std, config.data)
+    chosen = np.random.default_rng(0).permutation(len(dataset.train.labels))[:count]
+    return dataset.train.images[np.sort(chosen)], dataset.test
 
 
 def _host(config) -> datasets.Host:

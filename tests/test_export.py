@@ -1,10 +1,13 @@
 """Exports, and predictions from them, from runs and from saved networks."""
 
 import csv
+import importlib.util
 import io
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -15,20 +18,22 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from conftest import run_command
+from conftest import run_command, run_here
 from flax import traverse_util
 from PIL import Image
 
 import orc_jax
 from benchmarks import torch_group
 from configs import digits
+from orc_jax import models
 from orc_jax.commands import predict
 from orc_jax.data import digits as data
+from orc_jax.data import preprocessing
 from orc_jax.errors import UserError
 from orc_jax.models.convolution import made_for
 from orc_jax.models.layers import avg_pool, conv, max_pool
 from orc_jax.runtime import metrics
-from orc_jax.trained import formats, networks
+from orc_jax.trained import formats, model_card, networks, torch_weights
 from orc_jax.trained.export import export
 from orc_jax.trained.import_torch import import_torch
 
@@ -97,7 +102,7 @@ def test_the_command_says_what_it_wrote_and_the_card_what_that_is(run, best, exp
         f"jax {jax.__version__}",
     ):
         assert fact in card
-    assert "{" not in card.replace('{"images"', "")
+    assert "{" not in card.replace('{"images"', "").replace((out / "classify.py").read_text(), "")
 
 
 FRESH = """
@@ -155,24 +160,45 @@ def test_onnx(run, best, exported, ensemble):
     logits = jnp.stack([logits_of(run, peer) for peer in (0, 1)])
     mean = jnp.log(jax.nn.softmax(logits).mean(axis=0))
     for (folder, _), expected in ((exported, logits[best]), (ensemble, mean)):
-        result = json.loads((folder / "export.json").read_text())["files"]["model.onnx"]
-        if isinstance(result, str):
-            # jax2onnx 0.17 asks for a class that JAX 0.12 does not have under this name any more.
-            assert result.endswith("module 'jax._src.core' has no attribute 'ClosedJaxpr'")
-            assert jax.__version_info__ >= (0, 12) and not (folder / "model.onnx").exists()
-            continue
         session = onnxruntime.InferenceSession(folder / "model.onnx")
         for size in (1, 5):
             (found,) = session.run(["logits"], {"images": IMAGES[:size]})
             assert_close(found, expected[:size])
 
 
-def test_without_its_converter_onnx_is_left_out_with_the_reason(monkeypatch, tmp_path, run):
-    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+def test_without_its_packages_onnx_is_left_out_with_the_reason(monkeypatch, tmp_path, run):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     about = export(run, tmp_path / "out", "0")
     assert about["files"]["model.onnx"].startswith("it needs pip install onnx")
     assert not (tmp_path / "out" / "model.onnx").exists()
     assert "left out, it needs pip install onnx" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_float16_and_int8_onnx_with_their_accuracy(tmp_path, run, best):
+    out, test = tmp_path / "out", data.load().test
+    said = run_here("export", f"--workdir={run}", f"--out={out}", "--quantize").stdout
+    about, card = json.loads((out / "export.json").read_text()), (out / "README.md").read_text()
+    assert list(about["onnx_top1"]) == ["model.onnx", "model.float16.onnx", "model.int8.onnx"]
+    sizes = []
+    for name, top1 in about["onnx_top1"].items():
+        session = onnxruntime.InferenceSession(out / name)
+        (logits,) = session.run(["logits"], {"images": test.images})
+        assert logits.dtype == np.float32
+        assert top1 == pytest.approx(100 * (logits.argmax(axis=1) == test.labels).mean())
+        assert top1 == pytest.approx(about["scores"]["top1"], abs=2)
+        assert f"{name}: {(out / name).stat().st_size / 2**20:.2f} MiB, top-1 {top1:.2f} %" in said
+        assert f"{top1:.2f} % on the test images" in card
+        sizes.append((out / name).stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0] and sizes[2] < 0.4 * sizes[0]
+    kept = run / "data.json"
+    data_json = kept.read_text()
+    kept.write_text(json.dumps({"test_images": 1}))
+    try:
+        with pytest.raises(UserError, match="was trained on other images"):
+            export(run, tmp_path / "other", quantize=True)
+    finally:
+        kept.write_text(data_json)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_a_converter_says_is_no_format(tmp_path, run, monkeypatch):
@@ -248,6 +274,69 @@ def test_layers_made_for_any_platform_are_xlas_and_compute_the_same():
     pools = [program.count("stablehlo.reduce_window") for program in programs]
     convolutions = [program.count("stablehlo.convolution") for program in programs]
     assert pools == [4, 0] and convolutions == [2, 0]
+
+
+ALONE = """
+import runpy
+import sys
+sys.modules["orc_jax"] = sys.modules["flax"] = None  # their import fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 33)])
+def test_the_cards_script_prints_what_predict_does_without_this_package(tmp_path, exported, size):
+    out, _ = exported
+    script = (out / "classify.py").read_text()
+    assert f"```python\n{script}```" in (out / "README.md").read_text()
+    pixels = np.asarray(Image.fromarray(IMAGES[3, ..., 0]).resize(size))
+    photo = Image.fromarray(np.stack([pixels, pixels, 255 - pixels], axis=-1))
+    photo.getexif()[0x0112] = 6
+    photo.save(tmp_path / "photo.jpg", exif=photo.getexif())
+    shown = run_command("-c", ALONE, str(out / "classify.py"), str(tmp_path / "photo.jpg")).stdout
+    ((_, expected),) = predict.predict(
+        orc_jax.load(out), predict.images_of([str(tmp_path / "photo.jpg")]), 1
+    )
+    assert shown.splitlines() == [f"{name} {100 * p:.2f} %" for name, p in expected]
+
+
+@pytest.fixture
+def torchvision():
+    try:
+        import torchvision
+    except RuntimeError:
+        # The compiled operations of PyPI's wheel need a PyTorch with CUDA. ResNet uses none of
+        # them, but the import asks for them.
+        folder = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0])
+        source = "".join(file.read_text() for file in folder.glob("_*_registrations.py"))
+        operations = set(re.findall(r'torchvision::(\w+)|register_meta\("(\w+)"', source))
+        library = torch.library.Library("torchvision", "DEF")
+        for name in {"".join(names) for names in operations}:
+            library.define(f"{name}(Tensor x) -> Tensor")
+        import torchvision
+    return torchvision
+
+
+def test_the_cards_lines_of_pytorch_load_torchvisions_resnet18(tmp_path, monkeypatch, torchvision):
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torchvision.models.resnet18(num_classes=5)
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    network = models.create("resnet18", 5)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images / 255, train=False))
+    variables = torch_weights.convert(tensors, "resnet18", shapes)
+    scale = preprocessing.Preprocessing((64, 64, 3), 0, np.full(3, 0.5), np.full(3, 0.25))
+    trained = networks.TrainedNetworks(["resnet18"], [variables], list("abcde"), [scale])
+    (tmp_path / "model.torch.safetensors").write_bytes(formats.torch(trained))
+    scope = {}
+    exec(model_card.in_torch("resnet18", 5, 3), scope)
+    normalised = ((images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2).astype(np.float32)
+    with torch.no_grad():
+        found = scope["model"](torch.from_numpy(normalised))
+    assert_close(found, networks.logits(trained, trained.variables, jnp.asarray(images)))
 
 
 @pytest.fixture

@@ -22,8 +22,16 @@ def main() -> None:
         "checkpoint", "last", "Checkpoint to use: last, best, or its step."
     )
 
+    quantize = flags.DEFINE_bool(
+        "quantize",
+        False,
+        "Whether to write ONNX in float16 and int8 too, and to evaluate it on the test images.",
+    )
+    data_dir = flags.DEFINE_string("data_dir", "", "Directory of the data, if it was moved.")
+
     def command():
-        about = export(workdir.value, out.value, peer.value, checkpoint.value)
+        settings = peer.value, checkpoint.value, quantize.value, data_dir.value
+        about = export(workdir.value, out.value, *settings)
         who = "ensemble" if about["peer"] == "ensemble" else f"peer {about['peer']}"
         say = Console(highlight=False, markup=False, soft_wrap=True).print
         say(f"{workdir.value}, step {about['step']}: {who} ({', '.join(about['networks'])})")
@@ -33,6 +41,9 @@ def main() -> None:
                 continue
             size = (Path(out.value) / name).stat().st_size / 2**20
             say(f"  {name}: {size:.2f} MiB, logits within {result:.1e} of the network's")
+        for name, top1 in about["onnx_top1"].items():
+            size = (Path(out.value) / name).stat().st_size / 2**20
+            say(f"  {name}: {size:.2f} MiB, top-1 {top1:.2f} % on the test images")
         say(f"→ {out.value}, described in its README.md")
 
     command_line.run(command, example="--workdir=runs/digits-orc --out=exports/digits")

@@ -98,9 +98,7 @@ def max_pool(x, size: int = 2):
       [B, H/2, W/2, D].
     """
     if target() == "any":
-        # Repeating the outermost pixels changes no maximum.
-        x = x if size == 2 else _framed(x, 1)
-        return nn.max_pool(x, window_shape=(size, size), strides=(2, 2))
+        return nn.max_pool(x, (size, size), strides=(2, 2), padding=_padding(size))
     return reduce(jnp.maximum, shifted(x, (size, size), (2, 2), _padding(size), -jnp.inf))
 
 
@@ -115,18 +113,8 @@ def avg_pool(x, size: int = 2):
       [B, H/2, W/2, D].
     """
     if target() == "any":
-        x = x if size == 2 else _framed(x, 0)
-        return nn.avg_pool(x, window_shape=(size, size), strides=(2, 2))
+        return nn.avg_pool(x, (size, size), strides=(2, 2), padding=_padding(size))
     return sum(shifted(x, (size, size), (2, 2), _padding(size))) / size**2
-
-
-def _framed(x, factor):
-    """Add a row or column to each side: the outermost one times a factor.
-
-    This concatenates because jax2onnx cannot pad arrays of a symbolic batch size.
-    """
-    x = jnp.concatenate([factor * x[:, :1], x, factor * x[:, -1:]], axis=1)
-    return jnp.concatenate([factor * x[:, :, :1], x, factor * x[:, :, -1:]], axis=2)
 
 
 def _padding(size):

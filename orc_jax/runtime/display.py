@@ -38,7 +38,8 @@ def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
     Yields:
       A function that advances the bar by one step.
     """
-    with Progress(transient=True, console=console()) as bar:
+    screen = console()
+    with Progress(transient=True, console=screen, disable=not screen.is_terminal) as bar:
         yield partial(bar.advance, bar.add_task(description, total=total))
 
 

@@ -6,17 +6,24 @@ from pathlib import Path
 
 import jax
 
+from orc_jax import prepare
+from orc_jax.data.decode import come_from_files
 from orc_jax.errors import UserError
 from orc_jax.runtime.checkpoints import read_config
 from orc_jax.runtime.versions import versions
 from orc_jax.runtime.workdir import began
-from orc_jax.trained import formats, model_card, networks
+from orc_jax.trained import formats, model_card, networks, quantized
 
-FILES = {*formats.FORMS, "export.json", "README.md"}
+FILES = {*formats.FORMS, *quantized.FILES, "export.json", "README.md", "classify.py"}
 
 
 def export(
-    workdir: str | Path, out: str | Path, peer: str | int = "best", checkpoint: str = "last"
+    workdir: str | Path,
+    out: str | Path,
+    peer: str | int = "best",
+    checkpoint: str = "last",
+    quantize: bool = False,
+    data_dir: str = "",
 ) -> dict:
     """Write a network of a run, or the ensemble, in every format that it has.
 
@@ -26,13 +33,16 @@ def export(
       workdir: work directory of the run.
       out: directory to write; an older export there is replaced.
       peer, checkpoint: see `networks.from_run`.
+      quantize: whether to write ONNX in float16 and int8 too, and to evaluate the ONNX programs
+        on the test images; this needs the run's data.
+      data_dir: folder of the data set, if it has moved since the training.
 
     Returns:
       The content of `export.json`.
 
     Raises:
-      UserError: there is no such run, checkpoint or peer, `out` cannot be written, or it is
-        neither empty nor an export.
+      UserError: there is no such run, checkpoint, peer or data, the network cannot be quantised,
+        `out` cannot be written, or it is neither empty nor an export.
     """
     directory = Path(out).absolute()
     try:
@@ -47,6 +57,7 @@ def export(
     peer = str(peer)
     trained, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
     data = json.loads((Path(workdir) / "data.json").read_text())
+    images = prepare.sample_and_test(workdir, data_dir) if quantize else ()
     new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
     try:
         shutil.rmtree(new, ignore_errors=True)
@@ -62,14 +73,17 @@ def export(
             "step": trained.step,
             "scores": trained.scores,
             "files": formats.write(trained, new),
-            "command": f"python -m orc_jax.export --workdir={workdir} --peer={peer} "
-            f"--checkpoint={checkpoint} --out={out}",
+            "onnx_top1": quantized.write(trained, new, *images) if quantize else {},
+            "command": f"orc-jax export --workdir={workdir} --peer={peer} "
+            f"--checkpoint={checkpoint} --out={out}" + " --quantize" * quantize,
             "versions": versions(),
             "training": {"command": run.command, "versions": run.versions},
             "data": data,
             "config": json.loads(read_config(workdir).to_json()),
         }
         (new / "export.json").write_text(json.dumps(about, indent=2) + "\n")
+        if come_from_files(trained.images[0].image_shape):
+            (new / "classify.py").write_text(model_card.classify(about["images"]))
         (new / "README.md").write_text(model_card.text(about, directory.name), encoding="utf-8")
         shutil.rmtree(old, ignore_errors=True)
         if directory.exists():

@@ -1,9 +1,9 @@
 """The formats of an export: each file is made, read back, and compared with the network."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -15,7 +15,7 @@ from jax import lax
 from orc_jax import models
 from orc_jax.errors import UserError
 from orc_jax.models.convolution import made_for
-from orc_jax.trained import torch_weights
+from orc_jax.trained import onnx_program, torch_weights
 from orc_jax.trained.model import read_stablehlo
 from orc_jax.trained.networks import TrainedNetworks, logits
 
@@ -150,35 +150,22 @@ def _safetensors(tensors, framework):
     return safetensors.numpy.save(tensors, {"format": framework})
 
 
-def onnx(trained: TrainedNetworks) -> bytes:
-    """Make an ONNX program with jax2onnx, from "images" to "logits", for any batch size.
+def onnx(trained: TrainedNetworks, dtype: Any = np.float32) -> bytes:
+    """Make an ONNX program, see `onnx_program.program`.
 
     Raises:
-      Unavailable: a package is missing, or the network cannot be converted.
+      Unavailable: a package is missing, or the network has an operation that cannot be written.
     """
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # warns of optional packages
+    shape = trained.images[0].image_shape
+    function = partial(_made_for, "any", trained)
     try:
-        import jax2onnx
         import onnxruntime  # noqa: F401 - needed by `read_onnx`
+
+        return onnx_program.program(function, trained.variables, shape, dtype)
     except ImportError as error:
-        raise Unavailable(
-            "it needs pip install onnx onnx-ir onnxruntime && pip install --no-deps jax2onnx"
-        ) from error
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # warns of unknown shapes
-    try:
-        model = jax2onnx.to_onnx(
-            partial(_made_for, "any", trained, trained.variables),
-            [_any_batch(trained)],
-            model_name="-".join(trained.networks),
-            input_names=["images"],
-            output_names=["logits"],
-        )
-    except Exception as error:
-        # The converter raises exceptions of any class for what it does not support.
-        raise Unavailable(f"jax2onnx cannot convert it: {_short(error)}") from error
-    # For some values the converter writes shapes whose axes are in the wrong order.
-    del model.graph.value_info[:]
-    return model.SerializeToString()
+        raise Unavailable("it needs pip install onnx onnxruntime") from error
+    except onnx_program.Unsupported as error:
+        raise Unavailable(str(error)) from error
 
 
 def read_onnx(trained: TrainedNetworks, content: bytes) -> Callable:
@@ -194,11 +181,12 @@ def read_onnx(trained: TrainedNetworks, content: bytes) -> Callable:
         session.run(None, {"images": np.zeros((1, *trained.images[0].image_shape), np.uint8)})
     except Exception as error:
         # The classes of its exceptions are not public.
-        raise Unavailable(f"onnxruntime cannot run it: {_short(error)}") from error
+        raise Unavailable(f"onnxruntime cannot run it: {short(error)}") from error
     return lambda images: session.run(["logits"], {"images": images})[0]
 
 
-def _short(error):
+def short(error: Exception) -> str:
+    """Describe an exception of another library in a line."""
     return f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
 
 

@@ -44,7 +44,7 @@ import orc_jax
 model = orc_jax.load("{folder}")
 probabilities = model.predict(images)  # uint8 [B, {shape}] → [B, {classes}]
 ```
-{predict}
+{from_files}
 ## Commands
 
     {training}
@@ -70,10 +70,14 @@ logits = model.call(np.zeros([1, {shape}], np.uint8))
 the variables, with the names of orc_jax; `flax.traverse_util.unflatten_dict(tensors, sep="/")`
 gives those of `orc_jax.models.create(name, {classes})`.""",
     "model.torch.safetensors": """\
-the variables, with the names of the network's PyTorch program, for its `load_state_dict`. That
-program takes normalised images [B, channels, height, width].""",
+the variables, with the names of the network's PyTorch program. That program takes normalised images
+[B, channels, height, width]:
+
+```python
+{torch}
+```""",
     "model.onnx": """\
-the program, from `images` to `logits`, made by jax2onnx:
+the program, from `images` to `logits`{onnx_top1}:
 
 ```python
 import numpy as np
@@ -82,6 +86,54 @@ model = onnxruntime.InferenceSession("model.onnx")
 (logits,) = model.run(None, {{"images": np.zeros([1, {shape}], np.uint8)}})
 ```""",
 }
+
+# Networks whose PyTorch program is torchvision's.
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+
+FROM_FILES = """
+    orc-jax predict {folder} image.jpg photos/
+
+With JAX, NumPy and Pillow alone, `python classify.py IMAGE`:
+
+```python
+{classify}```
+"""
+CLASSIFY = '''\
+"""Print the most probable classes of an image file: python classify.py IMAGE"""
+import json, pathlib, sys
+import jax.export
+import numpy as np
+from PIL import Image, ImageOps
+
+here = pathlib.Path(__file__).parent
+model = jax.export.deserialize(bytearray((here / "model.stablehlo").read_bytes()))
+names = json.loads((here / "export.json").read_text())["class_names"]
+image = Image.open(sys.argv[1])
+image.draft("RGB", ({resize}, {resize}))  # skips resolution of a JPEG that is not needed
+image = ImageOps.exif_transpose(image).convert("RGB")  # upright
+side = min(image.size) * {size} / {resize}  # of the central square that is scaled
+left, top = ((length - side) / 2 for length in image.size)
+box = (left, top, left + side, top + side)
+image = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box){convert}
+logits = np.asarray(model.call(np.asarray(image).reshape(1, {shape})))[0]
+for i in np.argsort(-logits)[:5]:
+    print(f"{{names[i]}} {{100 / np.exp(logits - logits[i]).sum():.2f}} %")
+'''
+
+
+def classify(images: dict) -> str:
+    """Write `classify.py`, a program that needs neither this package nor Flax.
+
+    Args:
+      images: preprocessing of the images, as `export.json` has it.
+    """
+    size, _, channels = images["image_shape"]
+    return CLASSIFY.format(
+        size=size,
+        resize=images["resize"] or size,
+        convert="" if channels == 3 else '.convert("L")',
+        shape=", ".join(map(str, images["image_shape"])),
+    )
 
 
 def text(about: dict, folder: str) -> str:
@@ -122,7 +174,9 @@ def text(about: dict, folder: str) -> str:
         if ensemble
         else "Logits",
         "folder": folder,
-        "predict": f"\n    python -m orc_jax.predict {folder} image.jpg folder/\n"
+        "torch": in_torch(about["networks"][0], len(about["class_names"]), channels),
+        "onnx_top1": _top1(about["onnx_top1"].get("model.onnx")),
+        "from_files": FROM_FILES.format(folder=folder, classify=classify(images))
         if from_files
         else "",
         "training": training["command"],
@@ -136,7 +190,32 @@ def text(about: dict, folder: str) -> str:
         f"**{file}**: " + (f"left out, {result}" if isinstance(result, str) else uses[file])
         for file, result in about["files"].items()
     )
+    for file, top1 in about["onnx_top1"].items():
+        if file not in about["files"]:
+            kind = file.split(".")[1]
+            facts["files"] += f"\n\n**{file}**: the same in {kind}{_top1(top1)}."
     return CARD.format(**facts)
+
+
+def in_torch(network: str, num_classes: int, channels: int) -> str:
+    """Write lines of Python that load `model.torch.safetensors` in PyTorch as `model`.
+
+    Args:
+      network: name of the network.
+      num_classes: number of classes.
+      channels: channels of the images.
+    """
+    lines = ["from safetensors.torch import load_file"]
+    if network in TORCHVISION and channels == 3:
+        lines.insert(0, "import torchvision")
+        lines.append(f"model = torchvision.models.{network}(num_classes={num_classes}).eval()")
+    else:
+        lines.append(f"model = ...  # the published program of {network}, {num_classes} classes")
+    return "\n".join([*lines, 'model.load_state_dict(load_file("model.torch.safetensors"))'])
+
+
+def _top1(top1):
+    return "" if top1 is None else f", top-1 {top1:.2f} % on the test images"
 
 
 def _shortened(names, most=20):
@@ -172,8 +251,8 @@ def _scale(scales):
 def _scaling(images):
     height, width, _ = images["image_shape"]
     return (
-        f"Of an image file, the shorter side is scaled to {images['resize'] or width} pixels, and "
-        f"the central {height}×{width} pixels are taken."
+        f"Of an image file, the shorter side is scaled to {images['resize'] or width} pixels "
+        f"(Pillow's bilinear filter), and the central {height}×{width} pixels are taken."
     )
 
 
