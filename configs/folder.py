@@ -2,7 +2,11 @@
 
 `--config.data.size=64` scales them to 64×64. `configs/folder.py:NAME` selects a recipe, and
 `NAME:NETWORK,NETWORK,…` other networks. NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip,
-okddip_net, dcm, switokd, orc (default), orc_peers.
+okddip_net, dcm, switokd, orc, orc_peers and small.
+
+`small` is the default for at most 2,000 images, and orc for more. A ResNet-20 learns first and then
+teaches two ResNet-8, on 64×64 pixels, with a batch size and a number of epochs that suit the number
+of images.
 """
 
 from orc_jax import recipes
@@ -18,8 +22,27 @@ RECIPES = {
     "orc_peers": Recipe("orc", ("resnet32",) * 4, ORC, {"pivot": None}),
     "switokd": Recipe("switokd", ("wrn_16_2", "resnet20"), ORC),
 }
+FEW = 2000
 
 
-def get_config(preset: str = "orc"):
+def small(num_images: int) -> Recipe:
+    """Return the recipe for a folder of at most `FEW` images, in which each is seen often."""
+    run = {
+        "batch_size": 16 if num_images < 200 else 32 if num_images < 1000 else 64,
+        "epochs": min(200, max(40, 60_000 // num_images)),
+        "eval_every": 5,
+        "checkpoint_every": 5,
+        "data": DATA | {"size": 64, "pad": 8, "jitter": 0.2},
+        "optimizer": {"schedule": "cosine", "learning_rate": 0.05, "warmup_epochs": 2.0},
+    }
+    return Recipe("orc", ("resnet20", "resnet8", "resnet8"), run, {"num_temporary": 1})
+
+
+def get_config(preset: str = ""):
     """Return the config of a preset, see `recipes.build`."""
-    return recipes.build("configs/folder.py", RECIPES, preset)
+    count = recipes.few_images(FEW)
+    if not preset and count:
+        print(f"{count} training images are few: configs/folder.py:small is the recipe")
+    preset = preset or ("small" if count else "orc")
+    known = RECIPES | {"small": small(count or 500)}
+    return recipes.build("configs/folder.py", known, preset)

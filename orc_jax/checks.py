@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_flags
 from orc_jax import config as configs
 from orc_jax import data as datasets
 from orc_jax import mesh, methods, models, optimizers, peers
-from orc_jax.errors import UserError, at_least, one_of, unknown
+from orc_jax.errors import UserError, at_least, counted, one_of, unknown
 
 
 def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
@@ -222,7 +222,8 @@ def check_data(config, dataset: datasets.Dataset, num_images: int) -> None:
         )
     if num_images < config.batch_size:
         raise UserError(
-            f"batch_size is {config.batch_size}, allowed: at most the {num_images} training images"
+            f"batch_size is {config.batch_size}, allowed: at most the "
+            f"{counted(num_images, 'training image')}"
         )
 
 

@@ -32,6 +32,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}: {hint}allowed: {', '.join(known)}")
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number and what it counts: "1 image", "2,000 images".
+
+    Args:
+      number: the number.
+      noun: one of what it counts; the plural ends with s.
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_of(value, allowed: Iterable[str], where: str) -> None:
     """Check that a setting has one of the allowed values.
 

@@ -119,4 +119,6 @@ def show_table(setup: Setup, title: str, test: dict, promotions: list[int], step
     """
     roles = setup.method.positions.titles(setup.config.method, setup.group.size)
     shares = [count / max(step, 1) for count in promotions]
-    display.show_peers(title, setup.group.names, roles, setup.num_params, shares, test, setup.kept)
+    with_top5 = setup.dataset.num_classes > 5
+    columns = setup.group.names, roles, setup.num_params, shares
+    display.show_peers(title, *columns, test, setup.kept, with_top5)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orc_jax import peers
+from orc_jax import models, peers
 from orc_jax.data import batches, stream
-from orc_jax.errors import UserError
+from orc_jax.errors import UserError, counted
 from orc_jax.evaluation import evaluate_split, renewal, show_table
 from orc_jax.prepare import Setup
 from orc_jax.runtime import display, metrics, processes
@@ -89,6 +89,8 @@ class Loop:
                 if self.renew and first == epoch * per_epoch:
                     self.state = self.renew(self.state)
                 self.clock = time.monotonic(), self.step
+                if isinstance(setup.train_split, stream.OnDisk):
+                    setup.train_split.passed_over.clear()
                 self._train_epoch(following, last)
                 _check_finite(setup, self.state, self.checkpoints)
                 if self.step < last:
@@ -151,6 +153,8 @@ class Loop:
             "images_per_second": round(steps * config.batch_size / seconds, 1),
             "train": _training(self.state),
         }
+        if isinstance(setup.train_split, stream.OnDisk):
+            self.record["passed_over"] = setup.train_split.passed_over["training"]
         is_last, score = epoch == config.epochs, None
         if epoch % config.eval_every == 0 or is_last:
             if setup.val_split is not None:
@@ -180,7 +184,7 @@ class Loop:
             + (
                 "test images (--config.data.val_share=0.1 holds out training images for it)"
                 if setup.val_split is None
-                else f"{len(setup.val_split.labels):,} validation images"
+                else counted(len(setup.val_split.labels), "validation image")
             )
         )
         return Result(self.state, self.record, finished=True)
@@ -253,32 +257,43 @@ def _introduce(setup, workdir, step, shown):
     devices = setup.group.mesh.devices
     names = ", ".join(setup.group.names)
     val = "" if setup.val_split is None else f"{len(setup.val_split.labels):,} validation, "
+    test = counted(len(setup.test_split.labels), "test image")
     shown.say(
         f"{setup.config.method.name}: {names} on {setup.config.data.name} "
-        f"({len(setup.train_split.labels):,} training, {val}{len(setup.test_split.labels):,} test "
-        f"images); {devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
+        f"({len(setup.train_split.labels):,} training, {val}{test}); "
+        f"{devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
         f"(data × peer); files in {workdir}"
     )
-    config, epochs = setup.config, setup.config.epochs
-    for stack in peers.layout(config, setup.method):
-        decays = tuple(stack.optimizer.decay_epochs)
-        never = stack.optimizer.schedule == "step" and all(e >= epochs for e in decays)
-        if stack.changes and never:
-            shown.say(
-                f"warning: the learning rate of peers {', '.join(map(str, stack.peers))} never "
-                f"falls, because none of its decay_epochs {decays} is below epochs, {epochs}: set "
-                "--config.optimizer.decay_epochs, or --config.optimizer.schedule=cosine"
-            )
-    if len(setup.test_split.labels) < 50:
-        share = 100 / len(setup.test_split.labels)
-        shown.say(
-            f"warning: with {len(setup.test_split.labels)} test images, one of them is {share:.1f} "
-            "% of the accuracy"
-        )
-    if step == epochs * setup.steps_per_epoch:
+    for warning in _warnings(setup):
+        shown.say(f"warning: {warning}")
+    if step == setup.config.epochs * setup.steps_per_epoch:
         shown.say("this run is finished")
     else:
         shown.say(f"resumed at step {step}" if step else "compiling the step …")
+
+
+def _warnings(setup) -> Iterator[str]:
+    """Yield what is allowed and yet seldom meant."""
+    epochs, (height, width, _) = setup.config.epochs, setup.dataset.image_shape
+    for stack in peers.layout(setup.config, setup.method):
+        decays = tuple(stack.optimizer.decay_epochs)
+        never = stack.optimizer.schedule == "step" and all(e >= epochs for e in decays)
+        if stack.changes and never:
+            yield (
+                f"the learning rate of peers {', '.join(map(str, stack.peers))} never falls, "
+                f"because none of its decay_epochs {decays} is below epochs, {epochs}: set "
+                "--config.optimizer.decay_epochs, or --config.optimizer.schedule=cosine"
+            )
+    for name in dict.fromkeys(setup.group.names):
+        usual = models.entry(name).size
+        if min(height, width) <= usual // 4:
+            twin = models.twin(name)
+            yield (
+                f"{name} is made for images of {usual}×{usual}, and begins by making these of "
+                f"{height}×{width} much smaller" + (f"; {twin} is made for small ones" * bool(twin))
+            )
+    if (count := len(setup.test_split.labels)) < 50:
+        yield f"with {counted(count, 'test image')}, one is {100 / count:.1f} % of the accuracy"
 
 
 def _check_finite(setup, state, checkpoints):

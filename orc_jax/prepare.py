@@ -1,5 +1,6 @@
 """What a config describes, built: the data on the devices and the group of networks."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from orc_jax.mesh import put_global
 from orc_jax.methods.method import Method
 from orc_jax.runtime import caches, display, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
-from orc_jax.runtime.workdir import began, has_data
+from orc_jax.runtime.workdir import began, check_writable, has_data
 from orc_jax.state import State, abstract_state
 
 
@@ -108,7 +109,12 @@ class Setup(NamedTuple):
         return self.config, self.group, self.method, self.dataset.image_shape
 
 
-def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> Setup:
+def prepare(
+    config,
+    data: tuple | None = None,
+    streamed: bool | None = None,
+    reports: Path | None = None,
+) -> Setup:
     """Check a config, load its data and build its group, for training.
 
     Args:
@@ -117,6 +123,7 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
         the config names, see `data.from_arrays`.
       streamed: whether to stream the images, which a resumed run knows; None: stream them if
         they do not fit into memory.
+      reports: folder for a list of damaged images that is too long to be shown; None for none.
 
     Returns:
       The setup with training images.
@@ -127,7 +134,7 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
     mesh_shape = checks.check(config, len(jax.devices()), own_data=data is not None)
     config = configs.resolved(config)
     if data is None:
-        dataset = datasets.load(config, _host(config), streamed)
+        dataset = datasets.load(config, _host(config, reports), streamed)
     else:
         dataset = datasets.from_arrays(data)
     train, val = dataset.train, dataset.val
@@ -141,7 +148,9 @@ def prepare(config, data: tuple | None = None, streamed: bool | None = None) -> 
     train, held_out = datasets.hold_out(dataset.train, held_out_share, config.seed)
     checks.check_data(config, dataset, len(train.labels))
     sample = stream.sample(train, config.data) if dataset.streamed else dataset.train.images
-    images = Preprocessing(dataset.image_shape, config.data.eval_resize, *batches.scale(sample))
+    mean, std = batches.scale(sample)
+    resize = config.data.eval_resize
+    images = Preprocessing(dataset.image_shape, resize, mean, std, dataset.bits)
     steps_per_epoch = len(train.labels) // config.batch_size
     return _build(config, mesh_shape, dataset, images, steps_per_epoch, train, held_out)
 
@@ -190,8 +199,8 @@ def _prepare_test(workdir, config, data) -> Setup:
     mesh_shape = checks.check(config, len(jax.devices()), own_data=data is not None)
     notes = began(workdir)
     if data is None:
-        size, host = notes.images.image_shape[0], _host(config)
-        dataset = datasets.load_test(config, notes.class_names, size, notes.streamed, host)
+        known = notes.class_names, notes.images, notes.streamed
+        dataset = datasets.load_test(config, *known, _host(config))
     else:
         test = datasets.from_arrays(data).test
         dataset = datasets.Dataset(None, test, notes.class_names)
@@ -228,15 +237,19 @@ def sample_and_test(workdir: str | Path, data_dir: str = "", count: int = 512) -
     if dataset.streamed:
         sample = stream.sample(dataset.train, config.data, count)
         mean, std = jnp.asarray(notes.images.mean), jnp.asarray(notes.images.std)
-        return sample, stream.OnDisk(dataset.test, mean, std, config.data)
+        return sample, stream.OnDisk(dataset.test, mean, std, config.data, Counter())
     chosen = np.random.default_rng(0).permutation(len(dataset.train.labels))[:count]
     return dataset.train.images[np.sort(chosen)], dataset.test
 
 
-def _host(config) -> datasets.Host:
+def _host(config, reports: Path | None = None) -> datasets.Host:
     """Return what loading data needs of this program."""
+    folder = Path(config.data.cache or caches.directory())
+    if config.data.name not in datasets.OF_ONE_SIZE:
+        check_writable(folder, "data.cache")
     return datasets.Host(
-        folder=Path(config.data.cache or caches.directory()),
+        folder=folder,
+        reports=reports,
         progress=display.progress,
         say=display.say,
         broadcast=processes.broadcast_from_main,
@@ -276,7 +289,7 @@ def _build(
         if split is None:
             return None
         if dataset.streamed:
-            return stream.OnDisk(split, *put_global(scale, everywhere), config.data)
+            return stream.OnDisk(split, *put_global(scale, everywhere), config.data, Counter())
         return put_global(batches.OnDevice(*split, *scale), everywhere)
 
     return Setup(

@@ -4,11 +4,16 @@ A config file has a dict of recipes by name. Settings that a recipe leaves out h
 `orc_jax.default_config`.
 """
 
+import os
+import re
+import sys
 from importlib.util import find_spec
+from itertools import islice
 from typing import NamedTuple
 
 from orc_jax import config as configs
 from orc_jax import models
+from orc_jax.data import folder
 from orc_jax.errors import UserError, unknown
 from orc_jax.extension import is_import_name
 
@@ -70,6 +75,31 @@ def build(file: str, recipes: dict[str, Recipe], preset: str):
     for peer in config.peers:
         peer.optimizer.update(recipe.optimizers.get(peer.model, {}))
     return config
+
+
+def few_images(most: int) -> int:
+    """Count the training images of the folder that the command line names.
+
+    Args:
+      most: the number of images that are still few.
+
+    Returns:
+      The number, or 0 if there are more, or no such folder.
+    """
+    # A value may stand behind its key, or be an argument of its own.
+    arguments = "\n".join(sys.argv[1:])
+    found = dict(re.findall(r"^--?config\.data\.(dir|name)[=\n](.*)$", arguments, re.MULTILINE))
+    directory = os.path.expanduser(found.get("dir", ""))
+    if not directory or found.get("name", "folder") != "folder":
+        return 0
+    try:
+        # Not to list ImageNet twice.
+        if sum(1 for _ in islice(folder.images_below(directory), 20 * most)) == 20 * most:
+            return 0
+        count = len(folder.find(directory, on_error="skip").train.labels)
+    except UserError:
+        return 0  # the error is raised when the run begins
+    return count if count <= most else 0
 
 
 # The settings of OKDDip (AAAI 2020, arXiv 1912.00350) for all rows of its tables.

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import jax
 
+from orc_jax import checks, methods, peers, pretraining
 from orc_jax import config as configs
-from orc_jax import methods, peers, pretraining
-from orc_jax.checks import check as check_config
 from orc_jax.loop import Loop, Result
 from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint
 from orc_jax.runtime.signals import Interruption
-from orc_jax.runtime.workdir import Lock, began, check, create
+from orc_jax.runtime.workdir import Lock, began, check, check_config, check_writable, create
 from orc_jax.state import State, abstract_state
 from orc_jax.step import compile_steps
 from orc_jax.trained import saved
@@ -40,8 +39,9 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     if data is not None:
         config = config.copy_and_resolve_references()
         config.data.name = "arrays"
-    check_config(config, len(jax.devices()), own_data=data is not None)
+    checks.check(config, len(jax.devices()), own_data=data is not None)
     config = configs.resolved(config)
+    check_writable(workdir, "the work directory")
     teachers = [] if has_checkpoint(workdir) else pretraining.teachers(config, workdir)
     sources = {i: peer.init_from for i, peer in enumerate(config.peers) if peer.init_from}
     sources |= {teacher.peer: str(teacher.network) for teacher in teachers}
@@ -86,7 +86,7 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
     """
     # A run streams to its end what it streamed at first, even if the memory has another size now.
     streamed = began(workdir).streamed if (workdir / "config.json").exists() else None
-    setup = prepare(config, data, streamed)
+    setup = prepare(config, data, streamed, reports=workdir)
     assert setup.train_split is not None  # None only in a setup for evaluation
     count = len(setup.train_split.labels)
     check(workdir, setup.config, setup.dataset)
@@ -117,5 +117,7 @@ def _train_group(config, workdir: Path, data, sources: dict[int, str]) -> Result
         Interruption() as interruption,
         Checkpoints(workdir, read_only=False) as checkpoints,
     ):
+        # Another run may have made the directory its own before this one could lock it.
+        check_config(workdir, setup.config)
         loop = Loop(setup, steps, template, workdir, weights, checkpoints, interruption, called)
         return loop.run()

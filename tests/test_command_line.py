@@ -13,7 +13,7 @@ EXPECTED = {
     "train": ("config", "workdir", "[no]distributed"),
     "evaluate": ("workdir", "checkpoint", "data_dir"),
     "predict": ("format", "out", "batch_size"),
-    "export": ("workdir", "out", "peer", "checkpoint"),
+    "export": ("workdir", "out", "peer", "checkpoint", "[no]quantize", "data_dir"),
     "report": ("out", "checkpoint", "data_dir"),
     "gradcam": ("workdir", "network", "images", "classes", "out", "checkpoint", "data_dir"),
     "models": ("[no]latency",),

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import tarfile
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -18,9 +19,13 @@ from PIL import Image
 
 from orc_jax import checks, data
 from orc_jax import config as configs
-from orc_jax.data import batches, cifar, decode, digits, stream, tfds
+from orc_jax.data import batches, cifar, decode, digits, preprocessing, stream, tfds
 from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
+
+
+def of_size(size):
+    return preprocessing.Preprocessing((size, size, 3), 0, np.zeros(3), np.ones(3))
 
 
 def test_digits_are_the_real_ones_split_once_and_evenly():
@@ -118,7 +123,7 @@ def test_the_test_images_of_cifar_need_no_training_images(tmp_path, name, file):
     config = prepared_config(tmp_path, name, dir=str(tmp_path))
     whole = data.load(config)
     next(tmp_path.rglob(file)).unlink()
-    dataset = data.load_test(config, whole.class_names, 32, False)
+    dataset = data.load_test(config, whole.class_names, of_size(32), False)
     assert dataset.train is None and dataset.class_names == whole.class_names
     np.testing.assert_array_equal(dataset.test.images, whole.test.images)
 
@@ -208,7 +213,7 @@ def test_tfds_is_streamed_where_it_does_not_fit(tmp_path):
     assert whole.train.checksums()["labels"][0] == [100]
     for workers in (0, 2):
         config.data.workers = workers
-        split = stream.OnDisk(dataset.train, np.zeros(3), np.ones(3), config.data)
+        split = stream.OnDisk(dataset.train, np.zeros(3), np.ones(3), config.data, Counter())
         images, labels = next(stream.training(split, 1, 10, 1, 3))
         order = stream.epoch_order(1, 0, 100)[30:40]
         np.testing.assert_array_equal(images, whole.train.images[order])
@@ -309,7 +314,7 @@ def test_the_test_images_of_tfds_need_no_training_images(monkeypatch, tmp_path, 
     config = fake_config(tmp_path, memory=memory)
     whole = load_data(config)
     sources["train"] = None
-    dataset = data.load_test(config, ("a", "b"), 8, whole.streamed)
+    dataset = data.load_test(config, ("a", "b"), of_size(8), whole.streamed)
     assert dataset.train is None and whole.streamed == (memory == 0)
     assert dataset.image_shape == (8, 8, 1)
     assert dataset.test.checksums() == whole.test.checksums()
@@ -330,7 +335,7 @@ def test_grey_images_of_tfds_have_one_channel():
     decoded = decode.decode(records.file(0), 8, channels=1)
     np.testing.assert_array_equal(decoded[..., 0], np.arange(64).reshape(8, 8))
     settings = configs.default_config().data
-    split = stream.OnDisk(records, np.zeros(1), np.ones(1), settings)
+    split = stream.OnDisk(records, np.zeros(1), np.ones(1), settings, Counter())
     with pytest.raises(UserError, match=r"mnist, train, record 1 cannot be decoded"):
         list(stream.evaluation(split, 2))
     settings.on_error = "skip"

@@ -32,7 +32,7 @@ from orc_jax.data import preprocessing
 from orc_jax.errors import UserError
 from orc_jax.models.convolution import made_for
 from orc_jax.models.layers import avg_pool, conv, max_pool
-from orc_jax.runtime import metrics
+from orc_jax.runtime import display, metrics
 from orc_jax.trained import formats, model_card, networks, torch_weights
 from orc_jax.trained.export import export
 from orc_jax.trained.import_torch import import_torch
@@ -370,7 +370,7 @@ def test_predictions_as_json_and_as_a_table(capsys, files, run):
     found = list(predict.predict(orc_jax.load(run), predict.images_of([str(files / "below")]), 64))
     (image,) = json.loads(predict.as_json(found))
     assert image["file"] == f"{files}/below/[d].png" and len(image["classes"]) == 5
-    predict.show(found)
+    display.show(predict.as_table(found))
     (best, p), *_ = found[0][1]
     shown = capsys.readouterr().out
     assert f"{best} {100 * p:.2f} %" in shown and "[d].png" in shown
@@ -381,7 +381,7 @@ def test_the_commands_mistakes_get_one_line(files, run, exported):
     theirs = ("-m", "orc_jax.predict", str(exported[0]), str(files / "broken.jpg"))
     for args, message in (
         ((*ours, f"--out={files}"), "images is not empty and not an export: a.png is in it"),
-        (theirs, "none of the 1 images can be decoded"),
+        (theirs, "1 image: none can be decoded"),
     ):
         result = run_command(*args, check=False)
         assert result.returncode == 1 and "Traceback" not in result.stderr

@@ -1,17 +1,23 @@
 """Folders of image files, made here: layouts, kinds of files, faults, the cache, the command."""
 
+import collections
 import os
 import shutil
 import struct
+import unicodedata
 
 import numpy as np
 import pytest
 from conftest import QUICK, load_data, run_command
 from PIL import Image, ImageOps
 
+import orc_jax
 from orc_jax import config as configs
-from orc_jax.data import decode, folder, stream
+from orc_jax.commands import predict
+from orc_jax.data import decode, folder, load_test, preprocessing, stream
 from orc_jax.errors import UserError
+from orc_jax.prepare import prepare
+from orc_jax.runtime import display
 
 
 def picture(seed, size=(12, 10)):
@@ -28,7 +34,9 @@ def save(path, image=None, **options):
 
 
 def config_of(root, **changes):
-    config = configs.default_config()
+    config = configs.default_config("dml")
+    config.peers = (configs.peer("resnet8"), configs.peer("resnet8"))
+    config.batch_size = 4
     config.data.update(name="folder", dir=str(root), size=8, cache=str(root.parent / "cache"))
     config.data.update(changes)
     return config
@@ -139,7 +147,7 @@ def test_litter_is_passed_over_and_other_files_are_counted(root, capsys):
     assert found.class_names == expected.class_names
     assert found.train.paths == expected.train.paths and found.test.paths == expected.test.paths
     load_data(config_of(root))
-    said = "left out 4 files that are no images, by suffix: 1 without, 1 .json, 2 .txt"
+    said = "left out 4 files other than images, by suffix: 1 without, 1 .json, 2 .txt"
     assert said in capsys.readouterr().out
 
 
@@ -297,10 +305,9 @@ def test_images_are_scaled_by_their_shorter_side_and_cropped_to_the_centre(tmp_p
 def test_a_strip_needs_no_memory_and_the_centre_is_as_if_all_was_scaled(tmp_path):
     save(tmp_path / "strip.png", Image.new("RGB", (50_000, 1), (9, 8, 7)))
     assert (decode.decode(tmp_path / "strip.png", 64) == (9, 8, 7)).all()
-    image = picture(5, (37, 61))
+    image = picture(5, (32, 64))
     for size, resize in ((16, 0), (16, 24), (80, 0)):
-        factor = (resize or size) / 37
-        width, height = round(factor * 37), round(factor * 61)
+        width, height = resize or size, 2 * (resize or size)
         whole = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
         expected = np.asarray(whole.crop((left, top, left + size, top + size))).astype(int)
@@ -452,11 +459,11 @@ def test_of_many_bad_files_ten_are_shown_and_all_are_kept(root):
     for i in range(15):
         (root / "train" / "cat" / f"bad{i:02}.png").write_text("hello")
     with pytest.raises(UserError) as error:
-        load_data(config_of(root))
+        prepare(config_of(root), reports=root.parent / "run")
     message = str(error.value)
     assert message.startswith("15 of the images") and "bad09.png" in message
     assert "bad10.png" not in message and "; and 5 more (all of them are in" in message
-    listed = (root.parent / "cache" / "damaged.txt").read_text().splitlines()
+    listed = (root.parent / "run" / "damaged.txt").read_text().splitlines()
     assert len(listed) == 15 and "bad14.png" in listed[-1]
 
 
@@ -473,6 +480,91 @@ def test_memory_is_that_of_the_container(tmp_path, file, limit):
     # On a CPU the copy on the device is in the same memory.
     assert decode.fits_memory(decode.host_memory() // 4, 0.51)
     assert not decode.fits_memory(decode.host_memory() // 4, 0.49)
+
+
+def test_names_that_are_not_text(root, capsys):
+    """Not UTF-8, line breaks, brackets, and an accent in two Unicode forms in train and val."""
+    odd = os.fsdecode("caf\u00e9".encode("latin-1"))
+    composed, decomposed = (unicodedata.normalize(form, "\u00e9clair") for form in ("NFC", "NFD"))
+    for split, cake in (("train", composed), ("val", decomposed)):
+        save(root / split / odd / "photo[red]\n.png", picture(40))
+        save(root / split / odd / f"{odd}.png", picture(41))
+        save(root / split / cake / ":smile:.png", picture(42))
+        save(root / split / cake / "b.png", picture(43))
+    listing = folder.find(root)
+    assert listing.class_names == ("caf\\udce9", "cat", "dog", composed)
+    assert np.bincount(listing.test.labels).tolist() == [2, 2, 2, 2]
+    names = [listing.train.name(i) for i in range(2)]
+    assert [name.rpartition("/")[2] for name in names] == ["caf\\udce9.png", "photo[red]\\n.png"]
+    (root / "train" / odd / "bad[bold].png").write_text("hello")
+    for memory in (0.5, 1e-9):
+        config = config_of(root, memory=memory, on_error="skip")
+        dataset = load_data(config)
+        assert len(dataset.train.labels) == 12
+        dataset.train.checksums()
+        with pytest.raises(UserError, match=r"caf\\udce9/bad\[bold\].png \(not an image"):
+            load_data(config_of(root, memory=memory))
+    capsys.readouterr()
+    display.say("photo[red] :smile:")
+    shown = predict.as_table([("a[red]\n:smile:", [("[b]", 0.5)])])
+    display.show(shown)
+    out = capsys.readouterr().out
+    assert "photo[red] :smile:" in out and "a[red]\\n:smile:" in out and "[b] 50.00 %" in out
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_levels_of_twelve_bits_are_not_nearly_black(root, streamed):
+    grey = np.random.default_rng(0).integers(0, 4096, (8, 8)).astype(np.uint16)
+    grey[0, 0] = 4095
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for path in (root / split / name).rglob("*.*"):
+                path.unlink()
+            save(root / split / name / "a.png", Image.fromarray(grey))
+            save(root / split / name / "b.tiff", Image.fromarray(grey // 2))
+    dataset = load_data(config_of(root, memory=1e-9 if streamed else 0.5))
+    assert dataset.bits == 12
+    if streamed:
+        split = stream.OnDisk(dataset.test, 0, 1, config_of(root).data, collections.Counter())
+        ((images, _),) = stream.evaluation(split, 4)
+    else:
+        images = dataset.test.images
+    for image, levels in zip(images, (grey, grey // 2) * 2, strict=True):
+        np.testing.assert_array_equal(image, np.repeat(levels[..., None] >> 4, 3, axis=-1))
+    # A run knows it for its test images and for files to predict.
+    images = preprocessing.Preprocessing((8, 8, 3), 0, np.zeros(3), np.ones(3), dataset.bits)
+    assert preprocessing.from_json(images.to_json()).bits == 12
+    again = load_test(config_of(root), dataset.class_names, images, streamed)
+    assert again.test.checksums() == dataset.test.checksums()
+
+
+def test_cmyk_is_shown_as_its_colours(tmp_path):
+    colour = Image.new("RGB", (16, 16), (200, 40, 90))
+    save(tmp_path / "a.jpg", colour.convert("CMYK"), quality=100)
+    save(tmp_path / "a.tiff", colour.convert("CMYK"))
+    for name in ("a.jpg", "a.tiff"):
+        decoded = decode.decode(tmp_path / name, 8).astype(int)
+        assert np.abs(decoded - (200, 40, 90)).max() <= 3
+
+
+def test_a_decompression_bomb_is_one_line(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(UserError, match="could be decompression bomb") as error:
+        load_data(config_of(root))
+    assert "\n" not in str(error.value)
+
+
+def test_places_that_cannot_be_written_are_found_before_anything_is_decoded(root, monkeypatch):
+    (root.parent / "file").write_text("")
+    config = config_of(root, cache=str(root.parent / "file" / "cache"))
+    with pytest.raises(UserError, match=r"data.cache is .*/file/cache, but .*/file is a file"):
+        prepare(config)
+    with pytest.raises(UserError, match=r"the work directory is .*, but .*/file is a file"):
+        orc_jax.train(config_of(root), root.parent / "file" / "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"the work directory is .* cannot be written to"):
+        orc_jax.train(config_of(root), root.parent / "run")
+    assert not (root.parent / "run").exists()
 
 
 def test_images_that_do_not_fit_stay_files(root):

@@ -11,7 +11,7 @@ import pytest
 import orc_jax
 from configs import fashion_mnist
 from orc_jax import data
-from orc_jax.data import idx
+from orc_jax.data import idx, preprocessing
 from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
 
@@ -66,7 +66,8 @@ def test_files_under_the_usual_names(tmp_path, name, folder, names, test):
     assert found.class_names == idx.CLASSES.get(name, tuple("0123456789"))
     for path in (tmp_path / folder).glob("train-images*"):
         path.write_bytes(b"")  # evaluation does not read them
-    tested = data.load_test(config, found.class_names, 0, False)
+    images = preprocessing.Preprocessing((28, 28, 1), 0, np.zeros(1), np.ones(1))
+    tested = data.load_test(config, found.class_names, images, False)
     assert tested.train is None
     np.testing.assert_array_equal(tested.test.images, found.test.images)
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+from collections import Counter
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def config_of(root, **changes):
 def split_of(root, **changes):
     config = config_of(root, **changes)
     files = load_data(config).train
-    return stream.OnDisk(files, np.zeros(3), np.ones(3), config.data)
+    return stream.OnDisk(files, np.zeros(3), np.ones(3), config.data, Counter())
 
 
 def test_every_epoch_is_a_permutation_of_its_own():
@@ -252,6 +253,7 @@ def test_in_the_place_of_a_file_that_is_spoilt_later_stands_another(root, tmp_pa
     for row in (0, 3):
         np.testing.assert_array_equal(images[row], before[row + 1])
         assert replaced[row] == labels[row + 1]
+    assert split.passed_over["training"] == 2
     own = next(stream.training(split, 1, 8, 2, 0, slice(3, 4)))  # of one process of several
     np.testing.assert_array_equal(own[0][0], before[4])
     assert f"passed over: {split.files.name(order[3])} cannot be decoded" in capfd.readouterr().err

@@ -113,6 +113,42 @@ def test_another_config_is_refused(finished):
     assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize("kept", ["nothing", "a teacher"])
+def test_a_directory_in_which_nothing_was_finished_is_no_obstacle(tmp_path, kept):
+    config, data = tiny_config(("pixels", "pixels"), "dml"), tiny_data()
+    workdir = tmp_path / "run"
+    orc_jax.train(config, workdir, data)
+    for part in ("checkpoints", "networks"):
+        shutil.rmtree(workdir / part)
+    if kept == "a teacher":
+        (workdir / "teachers" / "0-pixels" / "checkpoints" / "3").mkdir(parents=True)
+    config.seed, config.method.temperature = 7, 2.0
+    if kept == "a teacher":
+        with pytest.raises(UserError, match="belongs to a run with another config"):
+            orc_jax.train(config, workdir, data)
+        return
+    again = orc_jax.train(config, workdir, data)
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 7
+    fresh = orc_jax.train(config, tmp_path / "fresh", data)
+    assert_trees_equal(again.state, fresh.state)
+    assert len(metrics.read(workdir)) == 2
+
+
+def test_what_is_seldom_meant_gets_a_line(tmp_path, capsys):
+    config = tiny_config(("resnet10",), "ind")
+    config.epochs, config.data.pad = 1, 0
+    images = np.random.default_rng(0).integers(0, 255, (51, 32, 32, 3)).astype(np.uint8)
+    labels = np.arange(51) % 3
+    few = images[:1], labels[:1]
+    orc_jax.train(config, tmp_path / "run", (images, labels, *few))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "51 training, 1 test image)" in said
+    assert "warning: resnet10 is made for images of 224×224, and begins by making these" in said
+    assert "ResNet10 is made for small ones" in said
+    assert "warning: with 1 test image, one is 100.0 % of the accuracy" in said
+    assert "top-1 %" in said and "top-5" not in said  # of three classes
+
+
 def test_only_the_last_and_best_checkpoints_stay(finished):
     _, workdir, _ = finished
     steps = {path.name for path in (workdir / "checkpoints").iterdir()}
@@ -374,7 +410,7 @@ def test_warnings_of_a_rate_that_never_falls_and_of_few_test_images(tmp_path, ca
     assert (
         "rate of peers 0 never falls, because none of its decay_epochs (100, 150) is below" in said
     )
-    assert "with 21 test images, one of them is 4.8 % of the accuracy" in said
+    assert "with 21 test images, one is 4.8 % of the accuracy" in said
     config.optimizer.decay_epochs = (0.5,)
     orc_jax.train(config, tmp_path / "falls", tiny_data(train=80, test=50))
     assert "warning:" not in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What the commands share: flags, the help page, and one line for a user's mistake."""
 
+import io
 import re
 import sys
 import textwrap
@@ -35,6 +36,9 @@ def run(command: Callable[..., object], *arguments: str, example: str = "") -> N
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         print(help_page(sys.modules[command.__module__], arguments, example))
         return
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test keeps what is printed
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
 
     def main(argv):
         # JAX warns of every backend that is missing, Orbax of what it leaves undone on disk.

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 
 from orc_jax.commands import command_line
+from orc_jax.runtime import display
 from orc_jax.trained.export import export
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         settings = peer.value, checkpoint.value, quantize.value, data_dir.value
         about = export(workdir.value, out.value, *settings)
         who = "ensemble" if about["peer"] == "ensemble" else f"peer {about['peer']}"
-        say = Console(highlight=False, markup=False, soft_wrap=True).print
+        say = display.say
         say(f"{workdir.value}, step {about['step']}: {who} ({', '.join(about['networks'])})")
         for name, result in about["files"].items():
             if isinstance(result, str):

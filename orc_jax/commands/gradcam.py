@@ -6,9 +6,10 @@ from absl import flags
 
 from orc_jax import prepare
 from orc_jax.commands import command_line
-from orc_jax.errors import UserError
+from orc_jax.errors import UserError, counted
 from orc_jax.insight.gradcam import classes_of, draw
 from orc_jax.insight.inspect import of_network, of_run, of_state, pictures
+from orc_jax.runtime.workdir import check_writable
 
 
 def main() -> None:
@@ -40,6 +41,9 @@ def main() -> None:
     def command():
         if bool(workdir.value) == bool(network.value):
             raise UserError("give either --workdir=RUN or --network=DIR")
+        # Not in the saved network's directory, which is replaced when its run is called again.
+        directory = Path(out.value or Path(workdir.value) / "gradcam")
+        check_writable(directory, "--out")
         if workdir.value:
             if any(name.startswith("test:") for name in images.value):
                 setup, state, _ = prepare.restore(
@@ -51,9 +55,7 @@ def main() -> None:
         else:
             subject = of_network(network.value)
         shown = pictures(images.value, subject)
-        # Not in the saved network's directory, which is replaced when its run is called again.
-        directory = Path(out.value or Path(workdir.value) / "gradcam")
         written = draw(subject, shown, classes_of(classes.value, subject, shown), directory)
-        print(f"{len(written)} figures in {directory}")
+        print(f"{counted(len(written), 'figure')} in {directory}")
 
     command_line.run(command, example="--workdir=runs/digits-switokd --images=test:0-7")

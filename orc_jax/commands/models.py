@@ -2,12 +2,12 @@
 
 import jax
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from orc_jax import models
 from orc_jax.commands import command_line
 from orc_jax.models.costs import CLASSES, cost, latency
+from orc_jax.runtime import display
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
             if measure.value:
                 row.append(f"{latency(name):.1f}")
             table.add_row(*row)
-        Console().print(table)
+        display.show(table)
         if measure.value:
             print(f"ms: one image at a time, median of 30, {jax.devices()[0].device_kind}")
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from orc_jax.commands import command_line
-from orc_jax.errors import UserError
+from orc_jax.data.folder import printable
+from orc_jax.errors import UserError, counted
+from orc_jax.runtime import display
+from orc_jax.runtime.workdir import check_writable
 from orc_jax.trained.model import load
 from orc_jax.trained.predicting import Prediction, images_of, predict
 
@@ -40,16 +41,13 @@ def as_json(predictions: Sequence[Prediction]) -> str:
     return json.dumps(images, indent=2) + "\n"
 
 
-def show(predictions: Sequence[Prediction]) -> None:
-    """Print a table with a row for each image."""
+def as_table(predictions: Sequence[Prediction]) -> Table:
+    """Make a table with a row for each image."""
     table = Table("file", *(f"{i + 1}." for i in range(len(predictions[0][1]))))
     for path, classes in predictions:
-        cells = [path, *(f"{name} {100 * p:.2f} %" for name, p in classes)]
-        table.add_row(*map(escape, cells))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width, and rich would cut the table
-    console.print(table)
+        cells = [printable(path), *(f"{name} {100 * p:.2f} %" for name, p in classes)]
+        table.add_row(*cells)
+    return table
 
 
 def main() -> None:
@@ -61,12 +59,13 @@ def main() -> None:
     def command(directory, *arguments):
         if out.value and form.value == "table":
             raise UserError("--out needs --format=csv or --format=json")
+        check_writable(Path(out.value).parent, "the folder of --out")
         paths = images_of(arguments)
         predictions = list(predict(load(directory), paths, batch_size.value))
         if not predictions:
-            raise UserError(f"none of the {len(paths)} images can be decoded")
+            raise UserError(f"{counted(len(paths), 'image')}: none can be decoded")
         if form.value == "table":
-            show(predictions)
+            display.show(as_table(predictions))
             return
         text = {"csv": as_csv, "json": as_json}[form.value](predictions)
         if not out.value:

@@ -4,6 +4,7 @@ from orc_jax.data import cifar, decode, digits, folder, idx, tfds
 from orc_jax.data.folder import Listing
 from orc_jax.data.host import ALONE, Host
 from orc_jax.data.images import Dataset, Images, from_arrays, hold_out, subsample
+from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import unknown
 from orc_jax.extension import import_name, is_import_name
 
@@ -50,7 +51,7 @@ def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
 
 
 def load_test(
-    config, class_names: tuple[str, ...], size: int, streamed: bool, host: Host = ALONE
+    config, class_names: tuple[str, ...], images: Preprocessing, streamed: bool, host: Host = ALONE
 ) -> Dataset:
     """Load only the test images of a data set that `load` has loaded before.
 
@@ -59,7 +60,7 @@ def load_test(
     Args:
       config: the whole config.
       class_names: names of the classes, in the order of their indices.
-      size: height and width of the images, in pixels.
+      images: preprocessing of the images.
       streamed: whether encoded images are left encoded.
       host: the program that loads the data set.
 
@@ -79,7 +80,9 @@ def load_test(
     if _is_archive(data):
         return cifar.load(data.name, data.dir, test_only=True)
     listing = _listing(data, host, class_names)
-    return Dataset(None, decode.load_test(data, listing, host, size, streamed), class_names)
+    size, bits = images.image_shape[0], images.bits
+    test = decode.load_test(data, listing, host, size, streamed, bits)
+    return Dataset(None, test, class_names, bits=bits)
 
 
 def is_own(name: str) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,14 @@ from orc_jax.data.folder import Files, Listing
 from orc_jax.data.host import Host
 from orc_jax.data.images import Dataset, Images, hold_out
 from orc_jax.data.tfds import Records
-from orc_jax.errors import UserError
+from orc_jax.errors import UserError, counted
 
 # Part of the key of every cache file. Raise it when the same files are decoded to other pixels.
 VERSION = 4
 SHOWN = 10  # of many damaged images
+DAMAGED = "damaged.txt"  # file that lists them all
+# Up to twice Pillow's limit an image is decoded without a word, beyond it is refused.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on, the stored image lies on its side
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,7 +81,8 @@ def load(
         )
     if streamed is None:
         streamed = not host.broadcast(fits_memory(pixels, data.memory))
-    train, test, *val = _read(data, splits, host, size, streamed)
+    bits = _bits(listing.train)
+    train, test, *val = _read(data, splits, host, size, streamed, bits)
     classes = np.union1d(listing.train.labels, listing.test.labels)
     for split in (train, test) if held_out else (train,):
         if len(missing := np.setdiff1d(classes, split.labels)):
@@ -85,10 +90,10 @@ def load(
             raise UserError(f"the class {name!r} has too few images to train and validate on")
     if not len(test.labels):
         raise UserError(f"{data.dir} has no image to evaluate on")
-    return Dataset(train, test, listing.class_names, *val)
+    return Dataset(train, test, listing.class_names, val[0] if val else None, bits)
 
 
-def load_test(data, listing: Listing, host: Host, size: int, streamed: bool) -> Any:
+def load_test(data, listing: Listing, host: Host, size: int, streamed: bool, bits: int = 16) -> Any:
     """Load only the test images of a listing.
 
     Args:
@@ -97,6 +102,7 @@ def load_test(data, listing: Listing, host: Host, size: int, streamed: bool) -> 
       host: the program that loads the images.
       size: height and width of the images, in pixels.
       streamed: whether to leave the images encoded.
+      bits: bits that the levels of 16-bit images have.
 
     Returns:
       `Images`, or encoded images (`folder.Files`, `tfds.Records`) if they are streamed.
@@ -106,7 +112,7 @@ def load_test(data, listing: Listing, host: Host, size: int, streamed: bool) -> 
     """
     if listing.test is None:
         listing = _with_test(data, listing)
-    (test,) = _read(data, {"test": listing.test}, host, size, streamed)
+    (test,) = _read(data, {"test": listing.test}, host, size, streamed, bits)
     return test
 
 
@@ -115,14 +121,31 @@ def _with_test(data, listing) -> Listing:
     return listing._replace(train=train, test=test)
 
 
-def _read(data, splits: dict, host, size, streamed) -> list:
+def _bits(train, count: int = 64) -> int:
+    """Return how many bits the levels of 16-bit images have, by a sample of them.
+
+    Scanners and microscopes write 10, 12 or 14 bits into files of 16.
+    """
+    largest = 0
+    for i in np.random.default_rng(0).permutation(len(train.labels))[:count].tolist():
+        try:
+            with Image.open(train.file(i)) as image:
+                if image.mode.startswith("I"):
+                    largest = max(largest, int(np.asarray(image).max()))
+        except faults.FAULTS:
+            continue  # damaged images are reported when all are decoded
+    return max(8, largest.bit_length()) if largest else 16
+
+
+def _read(data, splits: dict, host, size, streamed, bits) -> list:
     """Read the images of each split; leave out damaged ones, or stop at them, as configured."""
     read_split = _check_all if streamed else _decode_all
     read, damaged = [], []
     for name, files in splits.items():
         resize = 0 if name == "train" else data.eval_resize
         with host.progress(f"reading {name} images", 2 * len(files.labels)) as advance:
-            split, bad = read_split(files._replace(size=size), resize, host.folder, advance)
+            files = files._replace(size=size, bits=bits)
+            split, bad = read_split(files, resize, host.folder, advance)
         read.append(split)
         damaged += [f"{files.name(i)} ({why})" for i, why in bad.items()]
     if not damaged:
@@ -130,9 +153,9 @@ def _read(data, splits: dict, host, size, streamed) -> list:
     shown = "; ".join(damaged[:SHOWN])
     if len(damaged) > SHOWN:
         shown += f"; and {len(damaged) - SHOWN} more"
-        if host.folder:
-            host.folder.mkdir(parents=True, exist_ok=True)
-            everything = host.folder / "damaged.txt"
+        if host.reports:
+            host.reports.mkdir(parents=True, exist_ok=True)
+            everything = host.reports / DAMAGED
             everything.write_text("\n".join(damaged) + "\n")
             shown += f" (all of them are in {everything})"
     if data.on_error == "stop":
@@ -140,12 +163,12 @@ def _read(data, splits: dict, host, size, streamed) -> list:
             f"{len(damaged)} of the images cannot be decoded (--config.data.on_error=skip leaves "
             f"them out): {shown}"
         )
-    host.say(f"left out {len(damaged)} images that cannot be decoded: {shown}")
+    host.say(f"left out {counted(len(damaged), 'image')} that cannot be decoded: {shown}")
     return read
 
 
 def decode(
-    file: str | Path | io.BytesIO, size: int, resize: int = 0, channels: int = 3
+    file: str | Path | io.BytesIO, size: int, resize: int = 0, channels: int = 3, bits: int = 16
 ) -> np.ndarray:
     """Decode an image, scale its shorter side, and take the centre.
 
@@ -157,6 +180,7 @@ def decode(
       size: height and width of the result, in pixels.
       resize: pixels to which the shorter side is scaled, at least `size`; 0 for `size`.
       channels: 3, or 1 for grey.
+      bits: bits that the levels of a 16-bit image have.
 
     Returns:
       uint8 [size, size, channels].
@@ -167,7 +191,7 @@ def decode(
     with Image.open(file) as image:
         # JPEG need not decode resolution that the result does not have.
         image.draft("RGB", (max(size, resize),) * 2)
-        return as_array(fit(rgb(image), size, resize), channels)
+        return as_array(fit(rgb(image, bits), size, resize), channels)
 
 
 def come_from_files(image_shape: tuple[int, int, int]) -> bool:
@@ -213,18 +237,19 @@ def lies_on_its_side(image: Image.Image) -> bool:
     return image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image, bits: int = 16) -> Image.Image:
     """Convert an image of any mode to RGB, and turn it upright.
 
     Args:
       image: an image of any mode.
+      bits: bits that the levels of a 16-bit image have.
     """
     # Not by `ImageOps.exif_transpose`, which writes EXIF data anew and fails where they are odd.
     turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     if turn is not None and image.format != "TIFF":
         image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits; Pillow has several such modes
-        levels = np.asarray(image).astype(np.int64) >> 8
+        levels = np.asarray(image).astype(np.int64) >> (bits - 8)
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
@@ -236,7 +261,7 @@ def _decode_all(files, resize, folder, advance) -> tuple[Images, dict[int, str]]
     """Return the images that can be decoded, and index → reason for the others."""
     count, size, channels = len(files.labels), files.size, files.channels
     with ThreadPoolExecutor() as pool:
-        key = hashlib.sha256(f"{VERSION} {size} {resize} {channels}".encode())
+        key = hashlib.sha256(f"{VERSION} {size} {resize} {channels} {files.bits}".encode())
         for digest in pool.map(partial(_digest, files), range(count)):
             key.update(digest)
             advance()
@@ -271,7 +296,7 @@ def _faults_of_files(files: Files, folder, advance) -> dict[int, str]:
     with ThreadPoolExecutor() as pool:
         key = hashlib.sha256(f"{VERSION} scan".encode())
         for path, status in zip(files.paths, pool.map(_status, paths), strict=True):
-            key.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+            key.update(os.fsencode(f"{path} {status.st_size} {status.st_mtime_ns}"))
             advance()
 
         def make():
@@ -304,7 +329,7 @@ def _status(path):
 
 def _decode_or_reason(files, i, resize):
     try:
-        return decode(files.file(i), files.size, resize, files.channels)
+        return decode(files.file(i), files.size, resize, files.channels, files.bits)
     except faults.FAULTS as error:
         return faults.reason(files.name(i), error)
 

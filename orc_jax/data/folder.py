@@ -4,6 +4,7 @@ import collections
 import itertools
 import os
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from orc_jax.errors import UserError
+from orc_jax.errors import UserError, counted
 
 # The words by which people name the folders of splits: `Training`, `seg_train`, `test_images`.
 WORDS = {
@@ -41,6 +42,7 @@ class Files(NamedTuple):
       labels: [N] int32 class indices.
       size: height and width to which the images are decoded, in pixels; 0 if not yet known.
       channels: 3, for RGB.
+      bits: bits that the levels of 16-bit images have.
     """
 
     root: Path
@@ -48,6 +50,7 @@ class Files(NamedTuple):
     labels: np.ndarray
     size: int = 0
     channels: int = 3
+    bits: int = 16
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -68,7 +71,7 @@ class Files(NamedTuple):
         Args:
           i: index of the image.
         """
-        return str(self.file(i))
+        return printable(str(self.file(i)))
 
     def select(self, rows: np.ndarray) -> "Files":
         """Return the images where a mask is true.
@@ -81,7 +84,7 @@ class Files(NamedTuple):
 
     def checksums(self) -> dict[str, list]:
         """Return the number and CRC-32 of the paths and of the labels, to compare splits by."""
-        paths = "\n".join(self.paths).encode()
+        paths = os.fsencode("\n".join(self.paths))
         return {
             "files": [len(self.paths), zlib.crc32(paths)],
             "labels": [len(self.labels), zlib.crc32(self.labels.tobytes())],
@@ -105,6 +108,15 @@ class Listing(NamedTuple):
     class_names: tuple[str, ...]
     val: Any = None
     notes: tuple[str, ...] = ()
+
+
+def printable(name: str) -> str:
+    """Return a file's name on one line: line breaks and what is not UTF-8 are escaped.
+
+    Args:
+      name: the name, as Python's `os` functions return it.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def find(
@@ -164,7 +176,8 @@ def find(
         counts = ", ".join(
             f"{count} {suffix or 'without'}" for suffix, count in sorted(others.items())
         )
-        notes.append(f"left out {others.total()} files that are no images, by suffix: {counts}")
+        files = counted(others.total(), "file")
+        notes.append(f"left out {files} other than images, by suffix: {counts}")
     return Listing(_files(root, train, names), second[0], names, second[1], tuple(notes))
 
 
@@ -225,9 +238,16 @@ def _files(root, by_class, names) -> Files:
 
 
 def _by_class(root, split, others) -> dict[str, list[str]]:
-    """Return class → paths of its images, both sorted; count all other files in `others`."""
+    """Return class → paths of its images, both sorted; count all other files in `others`.
+
+    A class is named by the NFC form of its folder's name: another system may have written the other
+    form into a second split.
+    """
     folder = root / split
-    classes = sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
+    classes: dict[str, list[str]] = {}
+    for entry in filter(_is_folder, _entries(folder)):
+        name = printable(unicodedata.normalize("NFC", entry.name))
+        classes.setdefault(name, []).append(entry.name)
     if not classes and next(images_below(folder), None):
         raise UserError(
             f"{folder} has images but no folders of classes: move every image into the folder of "
@@ -236,8 +256,12 @@ def _by_class(root, split, others) -> dict[str, list[str]]:
     if not classes:
         raise UserError(f"{folder} has no folders of classes")
     return {
-        name: [os.path.relpath(path, root) for path in images_below(folder / name, others)]
-        for name in classes
+        name: [
+            os.path.relpath(path, root)
+            for folder_name in sorted(classes[name])
+            for path in images_below(folder / folder_name, others)
+        ]
+        for name in sorted(classes)
     }
 
 

@@ -15,6 +15,7 @@ class Host(NamedTuple):
 
     Attributes:
       folder: folder in which decoded images are kept; None to keep none.
+      reports: folder in which lists are written that are too long to be shown; None for none.
       progress: function (description, total) → context manager, which yields a function that
         advances the progress by one.
       say: function that shows a line of text.
@@ -23,6 +24,7 @@ class Host(NamedTuple):
     """
 
     folder: Path | None = None
+    reports: Path | None = None
     progress: Callable[[str, int], AbstractContextManager] = _no_progress
     say: Callable[[str], None] = lambda text: None
     broadcast: Callable[[bool], bool] = lambda answer: answer

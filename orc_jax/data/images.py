@@ -49,12 +49,14 @@ class Dataset(NamedTuple):
       test: the test images, of the same type.
       class_names: names of the classes, in the order of their indices.
       val: images to choose a checkpoint by, of the same type; None without.
+      bits: bits that the levels of 16-bit image files have.
     """
 
     train: Any
     test: Any
     class_names: tuple[str, ...]
     val: Any = None
+    bits: int = 16
 
     @property
     def num_classes(self) -> int:

@@ -15,18 +15,21 @@ class Preprocessing(NamedTuple):
         taken; 0 for the size in `image_shape`.
       mean: mean of pixel/255, per channel.
       std: standard deviation of pixel/255, per channel.
+      bits: bits that the levels of 16-bit image files have.
     """
 
     image_shape: tuple[int, int, int]
     resize: int
     mean: Float[np.ndarray, " channels"]
     std: Float[np.ndarray, " channels"]
+    bits: int = 16
 
     def to_json(self) -> dict:
         """Return the fields as they are written to `run.json`, `network.json` and `export.json`."""
         return {
             "image_shape": list(self.image_shape),
             "resize": self.resize,
+            "bits": self.bits,
             **self.scale(),
         }
 
@@ -42,4 +45,5 @@ def from_json(about: dict) -> Preprocessing:
       about: the fields, which may be among other keys.
     """
     mean, std = (np.array(about[key], np.float32) for key in ("mean", "std"))
-    return Preprocessing(tuple(about["image_shape"]), about["resize"], mean, std)
+    shape, bits = tuple(about["image_shape"]), about.get("bits", 16)
+    return Preprocessing(shape, about["resize"], mean, std, bits)

@@ -4,6 +4,7 @@ The order depends on (seed, epoch) alone, and every random crop on (seed, epoch,
 resumed run can therefore continue with the next image from the number of its step alone.
 """
 
+import collections
 import logging
 import os
 from collections.abc import Iterator
@@ -38,12 +39,14 @@ class OnDisk(NamedTuple):
       mean: mean of pixel/255 in the training images, [channels].
       std: standard deviation of pixel/255 in the training images, [channels].
       data: `config.data`.
+      passed_over: number of damaged images that training has passed over, for the caller to reset.
     """
 
     files: Any
     mean: jax.Array
     std: jax.Array
     data: object
+    passed_over: collections.Counter
 
     @property
     def labels(self) -> np.ndarray:
@@ -69,16 +72,20 @@ class _TrainingBatches:
         positions = epoch_order(self._seed, epoch, len(self._files.labels))
         positions = positions[first : first + self._batch_size]
         rows = range(self._batch_size)[self._rows]
-        images, labels = zip(*(self._image(positions, row, epoch) for row in rows), strict=True)
-        return np.stack(images), np.array(labels)
+        read = [self._image(positions, row, epoch) for row in rows]
+        images, labels, passed_over = zip(*read, strict=True)
+        return np.stack(images), np.array(labels), sum(passed_over)
 
     def _image(self, positions, row, epoch):
-        """Read the image and label of a row, or of the next row whose image is not damaged."""
-        for position in np.roll(positions, -row).tolist():
+        """Read the image and label of a row, or of the next row whose image is not damaged.
+
+        The third result is how many damaged images were passed over.
+        """
+        for passed_over, position in enumerate(np.roll(positions, -row).tolist()):
             seed = self._data.resized_crop and (CROP, self._seed, epoch, position)
             image = _read(self._files, self._data, position, seed)
             if image is not None:
-                return image, self._files.labels[position]
+                return image, self._files.labels[position], passed_over
         name = self._files.name(int(positions[row]))
         raise UserError(f"{name} and all other images of its batch are damaged")
 
@@ -141,9 +148,10 @@ def training(
       UserError: when a batch is read, if an image is damaged and `on_error` is "stop", or all
         images of a batch are damaged.
     """
-    return _read_ahead(
-        _TrainingBatches(split, seed, batch_size, num_epochs, rows), split.data, step
-    )
+    source = _TrainingBatches(split, seed, batch_size, num_epochs, rows)
+    for images, labels, passed_over in _read_ahead(source, split.data, step):
+        split.passed_over["training"] += int(passed_over)
+        yield images, labels
 
 
 def evaluation(split: OnDisk, batch_size: int, rows: slice = ALL) -> Iterator:
@@ -188,8 +196,8 @@ def _read(files, data, i: int, crop_seed=None, resize: int = 0) -> np.ndarray | 
         if crop_seed:
             with Image.open(files.file(i)) as image:
                 rng = np.random.default_rng(crop_seed)
-                return random_resized_crop(image, files.size, rng, files.channels)
-        return decode.decode(files.file(i), files.size, resize, files.channels)
+                return random_resized_crop(image, files.size, rng, files.channels, files.bits)
+        return decode.decode(files.file(i), files.size, resize, files.channels, files.bits)
     except faults.FAULTS as error:
         why = faults.reason(files.name(i), error)
         message = f"{files.name(i)} cannot be decoded: {why}"
@@ -220,7 +228,9 @@ def sample(files, data, count: int = 512) -> np.ndarray:
     return np.stack([image for image in images if image is not None])
 
 
-def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -> np.ndarray:
+def random_resized_crop(
+    image: Image.Image, size: int, rng, channels: int = 3, bits: int = 16
+) -> np.ndarray:
     """Take a random part of an image, and scale it to size × size.
 
     The part covers 8 to 100 % of the area with an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015,
@@ -232,6 +242,7 @@ def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -
       size: height and width of the result, in pixels.
       rng: NumPy random generator.
       channels: 3, or 1 for grey.
+      bits: bits that the levels of a 16-bit image have.
 
     Returns:
       uint8 [size, size, channels].
@@ -250,7 +261,7 @@ def random_resized_crop(image: Image.Image, size: int, rng, channels: int = 3) -
     left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
     # JPEG need not decode resolution that the result does not have.
     image.draft("RGB", (-(-size * width // w), -(-size * height // h))[::turned])
-    image = decode.rgb(image)
+    image = decode.rgb(image, bits)
     x, y = image.size[0] / width, image.size[1] / height
     box = (left * x, top * y, (left + w) * x, (top + h) * y)
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -29,6 +29,7 @@ class Records(NamedTuple):
       channels: 3, or 1 for grey.
       size: height and width to which the images are decoded, in pixels; 0 if not yet known.
       faults: index of a damaged image → what is wrong with it.
+      bits: bits that the levels of 16-bit images have.
     """
 
     source: Any
@@ -38,6 +39,7 @@ class Records(NamedTuple):
     channels: int
     size: int = 0
     faults: dict[int, str] = {}  # noqa: RUF012 - the default is never changed
+    bits: int = 16
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

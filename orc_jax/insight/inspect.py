@@ -150,12 +150,17 @@ def of_test(subject: Subject, index: int) -> Picture:
     if isinstance(test, Images):
         pixels = test.images[index]
     else:
-        size, _, channels = subject.images.image_shape
         try:
-            pixels = decode.decode(test.file(index), size, subject.images.resize, channels)
+            pixels = _decoded(subject, test.file(index))
         except faults.FAULTS as error:
             raise UserError(f"test:{index}: {faults.reason(test.name(index), error)}") from error
     return Picture(f"test-{index}", pixels, int(test.labels[index]))
+
+
+def _decoded(subject, file):
+    images = subject.images
+    size, _, channels = images.image_shape
+    return decode.decode(file, size, images.resize, channels, images.bits)
 
 
 def _check_index(subject, index):
@@ -165,13 +170,12 @@ def _check_index(subject, index):
 
 
 def _of_file(subject, path):
-    size, width, channels = subject.images.image_shape
     if not decode.come_from_files(subject.images.image_shape):
         raise UserError(
-            f"images of {size}×{width} pixels and {channels} channels do not come from files: "
-            f"give test:FIRST-LAST in place of {path}"
+            "images of {}×{} pixels and {} channels do not come from files: "
+            "give test:FIRST-LAST in place of {}".format(*subject.images.image_shape, path)
         )
     try:
-        return Picture(path.stem, decode.decode(path, size, subject.images.resize, channels))
+        return Picture(path.stem, _decoded(subject, path))
     except faults.FAULTS as error:
         raise UserError(f"{path} cannot be decoded: {faults.reason(str(path), error)}") from error

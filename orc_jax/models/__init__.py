@@ -187,6 +187,17 @@ def register(
     NETWORKS[name] = Entry(build, torch_names, size=size, smallest=smallest)
 
 
+def twin(name: str) -> str:
+    """Return the form of a network for small images, or "": resnet18 → ResNet18.
+
+    Args:
+      name: name of a network.
+    """
+    plain = name.lower().replace("_", "")
+    names = (other for other, entry in NETWORKS.items() if entry.size <= 32)
+    return next((other for other in names if other.lower().replace("_", "") == plain), "")
+
+
 def entry(name: str) -> Entry:
     """Return the registry's entry of a network, or make one for "package.module:build".
 

@@ -18,13 +18,24 @@ REFRESH_PLAIN = 30.0  # seconds between lines within an epoch, elsewhere
 
 
 def console() -> Console:
-    """Return a console that prints in the main process and is silent in the others."""
-    return Console(quiet=not is_main())
+    """Return a console that prints in the main process and is silent in the others.
+
+    Text is printed as it is: a name may look like rich's markup or an emoji's code.
+    """
+    return Console(quiet=not is_main(), highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """Print a line, without rich's markup."""
-    console().print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print a line."""
+    console().print(text, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """Print a table; where there is no terminal, as wide as it must be."""
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = 200  # a pipe has no width, and rich would cut the table
+    screen.print(table)
 
 
 @contextmanager
@@ -89,7 +100,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the live table."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def begin(self, step: int) -> None:
         """Start the clock at the first step of a run, or of a resumed run."""
@@ -179,7 +190,7 @@ def _numbers(values, digits=2):
     return " ".join(f"{value:.{digits}f}" for value in values)
 
 
-def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
+def show_peers(title, names, roles, num_params, promoted, test, kept, with_top5) -> None:
     """Print the table of peers after training or evaluation.
 
     Args:
@@ -188,17 +199,25 @@ def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
       promoted: [P], share of the steps in which each peer was promoted.
       test: `metrics.evaluation`.
       kept: positions of the networks that training is for; marked unless all are.
+      with_top5: whether top-5 says anything, as it does of more than five classes.
     """
+    scores = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss"}
+    if not with_top5:
+        del scores["top5"]
+
+    def cells_of(own):
+        return [f"{own[key]:.{4 if key == 'loss' else 2}f}" for key in scores]
+
     table = Table(title=Text(title), title_justify="left")  # no markup: it names a path
-    for column in ("peer", "network", "role", "parameters", "top-1 %", "top-5 %", "loss"):
+    for column in ("peer", "network", "role", "parameters", *scores.values()):
         left = column in ("network", "role")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     if any(promoted):
         table.add_column("promoted", justify="right", no_wrap=True)
     for i, name in enumerate(names):
         role = f"{roles[i]} (kept)" if i in kept and len(kept) < len(names) else roles[i]
-        own = {key: test[key][i] for key in ("top1", "top5", "loss")}
-        cells = [str(i), name, role, f"{num_params[i]:,}", *_scores(own)]
+        own = {key: test[key][i] for key in scores}
+        cells = [str(i), name, role, f"{num_params[i]:,}", *cells_of(own)]
         if any(promoted):
             cells.append(f"{100 * promoted[i]:.1f} %" if promoted[i] else "")
         table.add_row(*cells)
@@ -207,13 +226,5 @@ def show_peers(title, names, roles, num_params, promoted, test, kept) -> None:
         ensembles = {"ensemble": test["ensemble"] | {"diversity": test["diversity"]}}
         ensembles |= {f"{name} ensemble": own for name, own in test.get("ensembles", {}).items()}
         for name, own in ensembles.items():
-            table.add_row("", name, f"diversity {own['diversity']:.4f}", "", *_scores(own))
-    screen = console()
-    if not screen.is_terminal:
-        screen.width = 120  # a pipe has no width, and rich would cut the table
-    screen.print(table)
-
-
-def _scores(own):
-    """Format top-1, top-5 and loss of a peer or an ensemble."""
-    return f"{own['top1']:.2f}", f"{own['top5']:.2f}", f"{own['loss']:.4f}"
+            table.add_row("", name, f"diversity {own['diversity']:.4f}", "", *cells_of(own))
+    show(table)

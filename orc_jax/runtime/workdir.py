@@ -11,15 +11,37 @@ from filelock import FileLock, Timeout
 
 from orc_jax import config as configs
 from orc_jax.data import Dataset, preprocessing
+from orc_jax.data.decode import DAMAGED
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
-from orc_jax.runtime.checkpoints import read_config
+from orc_jax.runtime.checkpoints import has_checkpoint, read_config
 from orc_jax.runtime.processes import is_main
 from orc_jax.runtime.versions import versions
 
 
+def check_writable(directory: Path, what: str) -> None:
+    """Check that a directory can be made or written to; change nothing.
+
+    Args:
+      directory: the directory.
+      what: name of the setting, for the error.
+
+    Raises:
+      UserError: it cannot.
+    """
+    directory = directory.absolute()
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{what} is {directory}, but {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{what} is {directory}, but {existing} cannot be written to")
+
+
 def check(workdir: Path, config, dataset: Dataset) -> None:
     """Check that a directory is this run's or can become it; change nothing.
+
+    A run without a checkpoint, of its own or of a teacher, has nothing to lose: its directory can
+    become another run's.
 
     Args:
       workdir: the directory, which need not exist.
@@ -35,17 +57,24 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
         raise UserError(f"{workdir} is a file, not a work directory")
     if not (workdir / "config.json").exists():
         # A run that was killed before it wrote its config may have left these.
-        own = {".lock", "config.json.new", "data.json", "run.json"}
+        own = {".lock", "config.json.new", "data.json", "run.json", DAMAGED}
         if foreign := [path.name for path in workdir.iterdir() if path.name not in own]:
             raise UserError(
                 f"{workdir} is not empty and not a work directory: {foreign[0]} is in it"
             )
+        return
+    if not has_begun(workdir):
         return
     check_config(workdir, config)
     if not has_data(workdir, dataset):
         raise UserError(
             f"{workdir} belongs to a run on other images or labels: choose another --workdir"
         )
+
+
+def has_begun(workdir: Path) -> bool:
+    """Return whether a run has a checkpoint, or a teacher of it has one."""
+    return any(map(has_checkpoint, (workdir, *workdir.glob("teachers/*"))))
 
 
 def check_config(workdir: Path, config) -> None:
@@ -141,7 +170,7 @@ def create(
     own_images: dict[int, Preprocessing],
     train_images: int,
 ) -> None:
-    """Make a directory this run's, unless it is already.
+    """Make a directory this run's, unless it is already, or another's that has begun.
 
     The config is written last and atomically: a directory without it belongs to no run.
 
@@ -151,7 +180,7 @@ def create(
       dataset: both splits.
       images, own_images, train_images: see `Began`.
     """
-    if is_main() and not (workdir / "config.json").exists():
+    if is_main() and not ((workdir / "config.json").exists() and has_begun(workdir)):
         facts = images.to_json() | {
             "scales": {peer: own.scale() for peer, own in own_images.items()},
             "class_names": dataset.class_names,

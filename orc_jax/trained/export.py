@@ -11,7 +11,7 @@ from orc_jax.data.decode import come_from_files
 from orc_jax.errors import UserError
 from orc_jax.runtime.checkpoints import read_config
 from orc_jax.runtime.versions import versions
-from orc_jax.runtime.workdir import began
+from orc_jax.runtime.workdir import began, check_writable
 from orc_jax.trained import formats, model_card, networks, quantized
 
 FILES = {*formats.FORMS, *quantized.FILES, "export.json", "README.md", "classify.py"}
@@ -54,6 +54,7 @@ def export(
         raise UserError(
             f"{directory} is not empty and not an export: {sorted(foreign)[0]} is in it"
         )
+    check_writable(directory, "--out")
     peer = str(peer)
     trained, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
     data = json.loads((Path(workdir) / "data.json").read_text())

@@ -68,9 +68,9 @@ def import_torch(
     variables = torch_weights.convert(torch_weights.load(file), model, template)
     description = {"network": model, "num_classes": num_classes, "source": Path(file).name}
     if mean:
-        scale = (np.broadcast_to(values, channels) for values in (mean, std))
         description["class_names"] = [str(c) for c in range(num_classes)]
-        description |= Preprocessing((size, size, channels), 0, *scale).to_json()
+        own = (np.broadcast_to(mean, channels), np.broadcast_to(std, channels))
+        description |= Preprocessing((size, size, channels), 0, own[0], own[1]).to_json()
     try:
         saved.save(out, variables, description)
     except OSError as error:

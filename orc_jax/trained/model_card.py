@@ -228,8 +228,9 @@ def _accuracy(about):
     if not scores:
         return f"Not evaluated; the weights are those of step {about['step']}."
     split = {"test": "test", "val": "validation"}[scores["split"]]
+    top5 = f"top-5 {scores['top5']:.2f} %, " if len(about["class_names"]) > 5 else ""
     return (
-        f"On the {split} images: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
+        f"On the {split} images: top-1 {scores['top1']:.2f} %, {top5}"
         f"cross-entropy {scores['loss']:.4f}, evaluated at step {scores['step']}; the weights are "
         f"those of step {about['step']}."
     )

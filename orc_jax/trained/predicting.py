@@ -62,15 +62,16 @@ def predict(model: Model, paths: Sequence[str], batch_size: int) -> Iterator[Pre
 
 def _decoded(model, path):
     """Decode an image, or report why that fails and return None."""
-    size, _, channels = model.images.image_shape
+    images = model.images
+    size, _, channels = images.image_shape
     try:
-        return decode.decode(path, size, model.images.resize, channels)
+        return decode.decode(path, size, images.resize, channels, images.bits)
     except faults.FAULTS as error:
         try:
             reason = faults.reason(path, error)
         except UserError as unreadable:
             reason = str(unreadable)
-        print(f"passed over {path}: {reason}", file=sys.stderr, flush=True)
+        print(f"passed over {folder.printable(path)}: {reason}", file=sys.stderr, flush=True)
         return None
 
 

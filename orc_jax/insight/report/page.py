@@ -136,6 +136,9 @@ def networks(run: Findings) -> Table:
             ]
         )
     head = ["network", "parameters", "top-1 %", "top-5 %", "loss", "ECE %"]
+    if run.setup.dataset.num_classes <= 5:  # then top-5 is always 100 %
+        for row in (head, *rows):
+            del row[3]
     if any(run.promotions):
         head.append("promoted %")
         for i, row in enumerate(rows):
