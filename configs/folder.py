@@ -2,11 +2,12 @@
 
 `--config.data.size=64` scales them to 64×64. `configs/folder.py:NAME` selects a recipe, and
 `NAME:NETWORK,NETWORK,…` other networks. NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip,
-okddip_net, dcm, switokd, orc, orc_peers and small.
+okddip_net, dcm, switokd, orc, orc_peers, and for few images small, small_ind and small_kd.
 
-`small` is the default for at most 2,000 images, and orc for more. A ResNet-20 learns first and then
-teaches two ResNet-8, on 64×64 pixels, with a batch size and a number of epochs that suit the number
-of images.
+The default is small for at most 2,000 training images, and orc for more. In small, a ResNet-20
+learns first and then teaches two ResNet-8 by ORC; small_kd is the same with one student and plain
+distillation, small_ind one network alone. They have 64×64 pixels, and a batch size and a number of
+epochs that suit the number of images.
 """
 
 from orc_jax import recipes
@@ -25,24 +26,27 @@ RECIPES = {
 FEW = 2000
 
 
-def small(num_images: int) -> Recipe:
-    """Return the recipe for a folder of at most `FEW` images, in which each is seen often."""
+def small(num_images: int) -> dict[str, Recipe]:
+    """Return the recipes for a folder of at most `FEW` images, in which each is seen often."""
     run = {
         "batch_size": 16 if num_images < 200 else 32 if num_images < 1000 else 64,
-        "epochs": min(200, max(40, 60_000 // num_images)),
+        "epochs": min(100, max(20, 20_000 // num_images)),
         "eval_every": 5,
         "checkpoint_every": 5,
         "data": DATA | {"size": 64, "pad": 8, "jitter": 0.2},
         "optimizer": {"schedule": "cosine", "learning_rate": 0.05, "warmup_epochs": 2.0},
     }
-    return Recipe("orc", ("resnet20", "resnet8", "resnet8"), run, {"num_temporary": 1})
+    return {
+        "small": Recipe("orc", ("resnet20", "resnet8", "resnet8"), run),
+        "small_ind": Recipe("ind", ("resnet20",), run),
+        "small_kd": Recipe("kd", ("resnet20", "resnet8"), run),
+    }
 
 
 def get_config(preset: str = ""):
     """Return the config of a preset, see `recipes.build`."""
     count = recipes.few_images(FEW)
     if not preset and count:
-        print(f"{count} training images are few: configs/folder.py:small is the recipe")
+        print(f"{count:,} training images are few: configs/folder.py:small is the recipe")
     preset = preset or ("small" if count else "orc")
-    known = RECIPES | {"small": small(count or 500)}
-    return recipes.build("configs/folder.py", known, preset)
+    return recipes.build("configs/folder.py", RECIPES | small(count or 500), preset)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import folder
 from orc_jax import checks, methods, peers
 from orc_jax.errors import UserError
 from orc_jax.state import abstract_state
@@ -59,6 +60,7 @@ PARAMETERS = {  # 100 classes, 32×32×3; the first eleven are in the golden fil
     "switokd_resnet34": 21_328_292,
     "mobilenet_v2_x1.4": 4_495_076,  # torchvision's count at 200 classes is 179,300 more
 }
+PRESETS += [("folder", name) for name in folder.small(500)]
 MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "peer"))
 
 
@@ -199,3 +201,24 @@ def test_other_networks_by_name():
 def test_presets_that_do_not_exist(preset, message):
     with pytest.raises(UserError, match=message):
         load("digits", preset)
+
+
+@pytest.mark.parametrize("count, batch, epochs", [(60, 16, 100), (500, 32, 40), (2000, 64, 20)])
+def test_a_small_folder_gets_the_small_recipe(tmp_path, monkeypatch, capsys, count, batch, epochs):
+    for split, images in (("train", count), ("test", 30)):
+        for i in range(images):
+            file = tmp_path / split / "ab"[i % 2] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    for argument in (f"--config.data.dir={tmp_path}", f"--config.data.dir\n{tmp_path}"):
+        monkeypatch.setattr("sys.argv", ["main", *argument.split("\n")])
+        config = folder.get_config()
+        assert (config.batch_size, config.epochs) == (batch, epochs)
+        assert f"{count:,} training images are few" in capsys.readouterr().out
+        assert [peer.model for peer in config.peers] == ["resnet20", "resnet8", "resnet8"]
+        assert folder.get_config("small_kd").epochs == epochs
+        assert folder.get_config("orc").epochs == 240
+    monkeypatch.setattr(folder, "FEW", count - 1)
+    assert folder.get_config().epochs == 240
+    monkeypatch.setattr("sys.argv", ["main", f"--config.data.dir={tmp_path / 'none'}"])
+    assert folder.get_config().epochs == 240 and not capsys.readouterr().out
