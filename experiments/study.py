@@ -140,13 +140,14 @@ class Base(NamedTuple):
         return f"{self.config.data.name} {','.join(self.networks)}"
 
 
-# Overrides that change no result, so that a run with them is still the published one.
-HARMLESS = re.compile(r"--config\.(data\.(dir|cache|memory|workers)|eval_every|checkpoint_every)=")
+# Settings that a published result does not depend on.
+HARMLESS = (*configs.HARMLESS, "eval_every", "checkpoint_every")
 
 
 def published(study: Study, base: Base) -> dict[str, float]:
     """Return variant → published accuracy; nothing for a base with settings of the user's own."""
-    if all(map(HARMLESS.match, base.overrides)):
+    keys = (override.partition("=")[0] for override in base.overrides)
+    if all(key.removeprefix("--config.") in HARMLESS for key in keys):
         return study.published.get(base.key, {})
     return {}
 

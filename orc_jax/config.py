@@ -9,6 +9,13 @@ from ml_collections import ConfigDict, config_dict
 from orc_jax import methods, models
 from orc_jax.errors import UserError
 
+# Settings that change no result: how data is read, and how a step is computed. (`on_error` is one,
+# because the fingerprint of the data tells which files are left out.)
+HARMLESS = (
+    *("data.dir", "data.cache", "data.memory", "data.workers", "data.on_error"),
+    *("profile", "remat"),
+)
+
 
 def default_config(method: str = "orc") -> ConfigDict:
     """Return the settings of a run with their defaults.

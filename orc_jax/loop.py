@@ -286,7 +286,7 @@ def _warnings(setup) -> Iterator[str]:
             )
     for name in dict.fromkeys(setup.group.names):
         usual = models.entry(name).size
-        if min(height, width) <= usual // 4:
+        if usual >= 224 and min(height, width) <= usual // 4:  # those for ImageNet
             twin = models.twin(name)
             yield (
                 f"{name} is made for images of {usual}×{usual}, and begins by making these of "

@@ -10,12 +10,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from orc_jax.commands import command_line
+from orc_jax.config import HARMLESS
 from orc_jax.errors import UserError
 from orc_jax.runtime import display, processes
 from orc_jax.training import train
 
-# Overrides that change no result, or not which run it is.
-UNNAMED = re.compile(r"(data\.(dir|cache|memory|workers|on_error)|profile|remat)=")
 LONGEST = 100  # characters of overrides in the name of a directory
 
 
@@ -29,7 +28,7 @@ def overrides_in_name(arguments: list[str]) -> str:
     text = "\n".join(arguments)
     found = re.findall(r"^--?config\.([^=\n]+[=\n].*)$", text, re.MULTILINE)
     found = [override.replace("\n", "=", 1) for override in found]
-    found = sorted({text for text in found if not UNNAMED.match(text)})
+    found = sorted({text for text in found if text.partition("=")[0] not in HARMLESS})
     name = "".join("-" + re.sub(r"[^\w.=+-]+", "_", text) for text in found)
     if len(name) <= LONGEST:
         return name

@@ -86,10 +86,7 @@ def check_config(workdir: Path, config) -> None:
       UserError: another setting differs.
     """
     differences = configs.differences(*map(_with_relative_paths, (read_config(workdir), config)))
-    # How images are read changes no result. Neither does `on_error`, because the fingerprint tells
-    # which files are left out.
-    reading = ("dir", "cache", "memory", "workers", "on_error")
-    harmless = ("profile: ", "remat: ", *(f"data.{key}: " for key in reading))
+    harmless = tuple(f"{key}: " for key in configs.HARMLESS)
     if config.sync_batch_norm and config.micro_batches == 1:
         harmless += ("mesh.",)  # only rounding depends on the mesh
     if differences := [entry for entry in differences if not entry.startswith(harmless)]:

@@ -155,26 +155,26 @@ class _Writer(Graph):
     def write_log1p(self, value, **_):
         return self.elementwise("Log", self.elementwise("Add", value, np.float32(1)))
 
-    def write_erfc(self, value):
+    def write_erfc(self, value, **_):
         return self.elementwise("Sub", np.float32(1), self.elementwise("Erf", value))
 
-    def write_is_finite(self, value):
+    def write_is_finite(self, value, **_):
         # ∞ − ∞ and NaN − NaN are NaN, which equals nothing.
         return self.elementwise("Equal", self.elementwise("Sub", value, value), np.float32(0))
 
-    def write_ne(self, one, other):
+    def write_ne(self, one, other, **_):
         return self.elementwise("Not", self.elementwise("Equal", one, other))
 
-    def write_clamp(self, low, value, high):
+    def write_clamp(self, low, value, high, **_):
         return self.elementwise("Min", self.elementwise("Max", value, low), high)
 
-    def write_select_n(self, which, on_false, on_true):
+    def write_select_n(self, which, on_false, on_true, **_):
         return self.elementwise("Where", which, on_true, on_false)
 
-    def write_copy(self, value):
+    def write_copy(self, value, **_):
         return value
 
-    def write_stop_gradient(self, value):
+    def write_stop_gradient(self, value, **_):
         return value
 
     def write_transpose(self, value, permutation):

@@ -58,12 +58,16 @@ def _quantise(program: Path, out: Path, sample) -> None:
             return next(self._batches, None)
 
     # It recommends a preparation that the programs of `onnx_program` do not need.
-    logging.getLogger().setLevel(logging.ERROR)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
     try:
         quantization.quantize_static(program, out, Reader(), per_channel=True)
     except Exception as error:
         # onnxruntime's exceptions are of any class.
         raise formats.Unavailable(formats.short(error)) from error
+    finally:
+        root.setLevel(level)
 
 
 def _top1(run: Callable, test, name: str) -> float:
