@@ -1,5 +1,7 @@
 """Checks of the config: before data is loaded, against the data, and of overrides."""
 
+import json
+import math
 import re
 
 import jax
@@ -37,6 +39,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     template.peers = tuple(configs.peer("") for _ in config.peers)
     _check_keys(config, template, "config")
     config = configs.resolved(config)
+    _check_numbers(config)
     for i, peer in enumerate(config.peers):
         _check_optimizer(optimizers.settings(config, peer), f"peers[{i}].optimizer")
     _check_optimizer(optimizers.settings(config, config.pretrain), "pretrain.optimizer")
@@ -136,11 +139,23 @@ def _check_keys(config, template, where):
                 _check_keys(peer, peer_template, f"{where}.peers[{i}]")
 
 
+def _check_numbers(config):
+    """Check that every number is finite, and every integer one that JAX can count with."""
+    for key, value in configs.flat(json.loads(config.to_json())).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key} is {value}, allowed: finite numbers")
+            if isinstance(number, int) and abs(number) > 2**31:
+                raise UserError(f"{key} is {value}, allowed: at most {2**31 - 1}")
+
+
 def _check_optimizer(settings, where):
     one_of(settings.name, optimizers.OPTIMIZERS, f"{where}.name")
     one_of(settings.schedule, optimizers.SCHEDULES, f"{where}.schedule")
     for key in ("learning_rate", "momentum", "weight_decay", "decay", "warmup_epochs"):
         at_least(settings[key], 0, f"{where}.{key}")
+    if settings.momentum >= 1:
+        raise UserError(f"{where}.momentum is {settings.momentum}, allowed: 0, and below 1")
     for epoch in settings.decay_epochs:
         if not isinstance(epoch, (int, float)) or epoch < 0:
             raise UserError(f"{where}.decay_epochs has {epoch!r}, allowed: numbers from 0")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -15,6 +16,12 @@ HARMLESS = (
     *("data.dir", "data.cache", "data.memory", "data.workers", "data.on_error"),
     *("profile", "remat"),
 )
+
+# Of `to_json`. Schema 1, without a number, is from before data.test_share, whose meaning
+# data.val_share had.
+SCHEMA = 2
+# Settings of methods that earlier versions did not have, where the default is not what they did.
+BEFORE = {"pretrained": False}
 
 
 def default_config(method: str = "orc") -> ConfigDict:
@@ -158,19 +165,47 @@ def resolved(config) -> ConfigDict:
 
 def to_json(config) -> str:
     """Return a config as the text that is written to a work directory."""
-    return config.to_json(indent=2, sort_keys=True) + "\n"
+    values = {"schema": SCHEMA} | json.loads(config.to_json())
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """Read a config that `to_json` wrote."""
-    config = ConfigDict(json.loads(text))
+    """Read a config that `to_json` wrote, of this version or an earlier one.
+
+    A setting that an earlier version did not have gets the value that means what was done then.
+
+    Raises:
+      UserError: a later version wrote it.
+    """
+    values = json.loads(text)
+    schema = values.pop("schema", 1)
+    config = ConfigDict(values)
     config.peers = tuple(map(ConfigDict, config.peers))
+    if schema > SCHEMA:
+        raise UserError(f"a later version of orc_jax wrote it (schema {schema}): install that one")
+    if schema < 2 and "test_share" not in config.data:
+        config.data.test_share, config.data.val_share = config.data.get("val_share", 0.1), 0.0
+    with suppress(UserError):  # a method of the user's own that is not there; its use says so
+        template = default_config(config.method.name)
+        template.method.update({k: v for k, v in BEFORE.items() if k in template.method})
+        _complete(config, template)
     return config
+
+
+def _complete(config, template) -> None:
+    """Add the settings that a config lacks."""
+    for key, value in template.items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, ConfigDict):
+            _complete(config[key], value)
+    for member in config.get("peers", ()):
+        _complete(member, peer(member.model))
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """List the keys at which two configs differ, each as "key: old value → new value"."""
-    before, after = flat(json.loads(to_json(old))), flat(json.loads(to_json(new)))
+    before, after = flat(json.loads(old.to_json())), flat(json.loads(new.to_json()))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())

@@ -27,12 +27,17 @@ class Result(NamedTuple):
     Attributes:
       state: the state after the last step.
       metrics: record of the last finished epoch (see `runtime/metrics.py`); empty if there is none.
-      finished: whether all epochs are done; False after SIGTERM or Ctrl-C.
+      stopped_by: "SIGTERM" or "SIGINT" (Ctrl-C), if it ended the run before its last epoch.
     """
 
     state: State
     metrics: dict
-    finished: bool
+    stopped_by: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return not self.stopped_by
 
 
 class Loop:
@@ -135,7 +140,7 @@ class Loop:
             f"stopped by {self.interruption.requested} at step {self.step}: checkpoint saved, "
             "the same command goes on from here"
         )
-        return Result(self.state, self.record, finished=False)
+        return Result(self.state, self.record, self.interruption.requested)
 
     def _end_epoch(self, epoch: int, writers) -> None:
         """Evaluate the networks, write the epoch's record and save a checkpoint, if they are due.
@@ -187,7 +192,7 @@ class Loop:
                 else counted(len(setup.val_split.labels), "validation image")
             )
         )
-        return Result(self.state, self.record, finished=True)
+        return Result(self.state, self.record)
 
     def _evaluated(self, split) -> dict:
         return evaluate_split(self.setup, self.evaluation_step, self.state, split)

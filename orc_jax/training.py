@@ -12,7 +12,7 @@ from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint
 from orc_jax.runtime.signals import Interruption
-from orc_jax.runtime.workdir import Lock, began, check, check_config, check_writable, create
+from orc_jax.runtime.workdir import Lock, began, check, check_config, check_saveable, create
 from orc_jax.state import State, abstract_state
 from orc_jax.step import compile_steps
 from orc_jax.trained import saved
@@ -41,7 +41,7 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         config.data.name = "arrays"
     checks.check(config, len(jax.devices()), own_data=data is not None)
     config = configs.resolved(config)
-    check_writable(workdir, "the work directory")
+    check_saveable(workdir, "the work directory")
     teachers = [] if has_checkpoint(workdir) else pretraining.teachers(config, workdir)
     sources = {i: peer.init_from for i, peer in enumerate(config.peers) if peer.init_from}
     sources |= {teacher.peer: str(teacher.network) for teacher in teachers}

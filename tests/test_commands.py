@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, preset, number):
         assert status == -signal.SIGKILL
         assert step == STEPS_PER_EPOCH
     else:
-        assert status == 0 and "Traceback" not in output
+        assert status == 75 and "Traceback" not in output
         assert f"stopped by {number.name} at step {step}" in output
         assert STEPS_PER_EPOCH < step < 2 * STEPS_PER_EPOCH
     assert len(metrics.read(workdir)) == 1

@@ -1,5 +1,8 @@
 """The config: its checks, copies, JSON form, meshes and learning-rate schedules."""
 
+import json
+import math
+
 import pytest
 from conftest import tiny_config, tiny_data
 
@@ -33,6 +36,12 @@ from orc_jax.prepare import prepare
         ("optimizer.name", "sdg", "did you mean 'sgd'"),
         ("optimizer.schedule", "steps", "did you mean 'step'"),
         ("optimizer.learning_rate", -0.1, "learning_rate is -0.1"),
+        ("optimizer.learning_rate", math.inf, "optimizer.learning_rate is inf, allowed: finite"),
+        ("optimizer.warmup_epochs", math.nan, "optimizer.warmup_epochs is nan, allowed: finite"),
+        ("optimizer.decay_epochs", (1e999,), r"decay_epochs is \[inf\], allowed: finite numbers"),
+        ("optimizer.momentum", 2.0, "optimizer.momentum is 2.0, allowed: 0, and below 1"),
+        ("method.temperature", math.inf, "method.temperature is inf, allowed: finite numbers"),
+        ("eval_batch_size", 10**20, "eval_batch_size is 1000+, allowed: at most 2147483647"),
         ("peers", (), "allowed: a tuple of networks"),
         ("precision", "float16", "value of precision 'float16': .* allowed: float32, bfloat16"),
     ],
@@ -127,6 +136,23 @@ def test_json_keeps_a_config():
         "method.pivot: 0 → None",
         "peers[1].model: 'pixels' → 'pixels_wide'",
     ]
+
+
+def test_a_config_of_an_earlier_version_means_what_it_did():
+    config = tiny_config()
+    values = json.loads(configs.to_json(config))
+    assert values.pop("schema") == 2
+    del values["data"]["test_share"], values["method"]["pretrained"], values["remat"]
+    values["data"]["val_share"] = 0.3
+    for member in values["peers"]:
+        del member["new_head"], member["optimizer"]["warmup_epochs"]
+    earlier = configs.from_json(json.dumps(values))
+    assert (earlier.data.test_share, earlier.data.val_share) == (0.3, 0.0)
+    assert earlier.method.pretrained is False and earlier.peers[1].new_head is False
+    checks.check(earlier, 1)
+    assert configs.differences(earlier, config) == ["data.test_share: 0.3 → 0.1"]
+    with pytest.raises(UserError, match=r"a later version .* \(schema 3\): install that one"):
+        configs.from_json(json.dumps(values | {"schema": 3}))
 
 
 def rates(epochs=10, steps_per_epoch=4, **settings):

@@ -473,6 +473,8 @@ def test_evaluation_counts_every_image_once():
         (-np.ones((3, 4, 4)), np.zeros(3, int), "as they were before they were normalised"),
         (np.full((3, 4, 4), np.nan), np.zeros(3, int), "before they were normalised"),
         (np.zeros((3, 4, 4), np.uint8), np.eye(3)[[0, 1, 1]], r"one-hot: pass labels\.argmax"),
+        (np.zeros((3, 4, 4), np.uint8), np.array([0, 1, 2**40]), "one is 1099511627776"),
+        (np.zeros((3, 4, 4), np.uint8), np.array([0, 1, 10**6]), "none is 2 .* is 1000000"),
         (
             np.zeros((3, 4, 4), np.uint8),
             np.array([1, 2, 1]),

@@ -5,7 +5,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -65,13 +64,12 @@ def main() -> None:
         directory = workdir.value or f"runs/{name}{overrides_in_name(sys.argv[1:])}"
         with processes.lost_processes_are_named():
             result = train(config.value, directory)
-        if not result.finished and jax.process_count() > 1:
-            sys.exit(processes.STOPPED)
-        if result.finished:
-            display.say(
-                f"files in {directory}. Next: orc-jax report {directory}, orc-jax predict "
-                f"{directory} IMAGE, orc-jax export --workdir={directory} --out=DIR"
-            )
+        if not result.finished:
+            sys.exit(130 if result.stopped_by == "SIGINT" else processes.STOPPED)
+        display.say(
+            f"files in {directory}. Next: orc-jax report {directory}, orc-jax predict "
+            f"{directory} IMAGE, orc-jax export --workdir={directory} --out=DIR"
+        )
 
     command_line.run(
         command, example="--config=configs/digits.py:dml --config.epochs=5 --workdir=runs/dml"

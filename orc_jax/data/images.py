@@ -151,7 +151,7 @@ def from_arrays(arrays, where: str = "data") -> Dataset:
     if len(classes) == 1:
         raise UserError(f"all train labels are {classes[0]}: there is only one class")
     if classes[0] != 0 or classes[-1] != len(classes) - 1:
-        missing = np.setdiff1d(np.arange(classes[-1]), classes)[0]
+        missing = np.flatnonzero(classes != np.arange(len(classes)))[0]
         raise UserError(
             f"train labels must be all of 0 to C − 1, but none is {missing} (the largest is "
             f"{classes[-1]}): number them by np.unique(labels, return_inverse=True)"
@@ -183,6 +183,8 @@ def _images(split, images, labels) -> Images:
         )
     if not len(images):
         raise UserError(f"there are no {split} images")
+    if labels.max() >= 2**31:
+        raise UserError(f"{split} labels are numbers of classes, but one is {labels.max()}")
     if labels.min() < 0:
         raise UserError(f"{split} labels count from 0, but one is {labels.min()}")
     images = images if images.ndim == 4 else images[..., None]

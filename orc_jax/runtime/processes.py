@@ -17,8 +17,8 @@ from orc_jax.errors import UserError
 
 # Seconds after which the other processes notice that one has died.
 HEARTBEAT = 30
-# Exit status of processes that were asked to end and have written a checkpoint. It is sysexits'
-# EX_TEMPFAIL, "try again later", so that a cluster does not count the run as finished.
+# Exit status of a run that SIGTERM has ended with a checkpoint. It is sysexits' EX_TEMPFAIL, "try
+# again later", so that a cluster does not count the run as finished.
 STOPPED = 75
 # Words in the errors that JAX raises when another process has died. Errors without them come from
 # this process.

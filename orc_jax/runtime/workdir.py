@@ -37,6 +37,21 @@ def check_writable(directory: Path, what: str) -> None:
         raise UserError(f"{what} is {directory}, but {existing} cannot be written to")
 
 
+def check_saveable(directory: Path, what: str) -> None:
+    """Check that checkpoints and networks can be saved in a directory; change nothing.
+
+    Args:
+      directory, what: see `check_writable`.
+
+    Raises:
+      UserError: they cannot. Orbax takes *, ? and [ in a path for a pattern, and would write what
+        it cannot read.
+    """
+    if found := set("*?[") & set(str(directory.absolute())):
+        raise UserError(f"{what} is {directory}, allowed: a path without {' '.join(sorted(found))}")
+    check_writable(directory, what)
+
+
 def check(workdir: Path, config, dataset: Dataset) -> None:
     """Check that a directory is this run's or can become it; change nothing.
 

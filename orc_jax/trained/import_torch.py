@@ -14,6 +14,7 @@ import numpy as np
 from orc_jax import models
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
+from orc_jax.runtime.workdir import check_saveable
 from orc_jax.trained import saved, torch_weights
 
 
@@ -48,6 +49,7 @@ def import_torch(
     """
     if Path(out).exists():
         raise UserError(f"{out} exists already")
+    check_saveable(Path(out), "--out")
     if num_classes < 1 or channels < 1:
         raise UserError(f"num_classes is {num_classes}, channels is {channels}, allowed: 1 or more")
     lengths = {len(mean), len(std)}
