@@ -2,12 +2,12 @@
 
 `--config.data.size=64` scales them to 64×64. `configs/folder.py:NAME` selects a recipe, and
 `NAME:NETWORK,NETWORK,…` other networks. NAME is one of ind, kd, dml, kdcl, one, cl_ilr, okddip,
-okddip_net, dcm, switokd, orc, orc_peers, and for few images small, small_ind and small_kd.
+okddip_net, dcm, switokd, orc, orc_peers, and for few images small, small_ind and small_orc.
 
 The default is small for at most 2,000 training images, and orc for more. In small, a ResNet-20
-learns first and then teaches two ResNet-8 by ORC; small_kd is the same with one student and plain
-distillation, small_ind one network alone. They have 64×64 pixels, and a batch size and a number of
-epochs that suit the number of images.
+learns first and then teaches two ResNet-8 by plain distillation; small_orc is the same with ORC,
+and small_ind one network alone. They have 64×64 pixels, and a batch size and a number of epochs
+that suit the number of images.
 """
 
 from orc_jax import recipes
@@ -37,9 +37,9 @@ def small(num_images: int) -> dict[str, Recipe]:
         "optimizer": {"schedule": "cosine", "learning_rate": 0.05, "warmup_epochs": 2.0},
     }
     return {
-        "small": Recipe("orc", ("resnet20", "resnet8", "resnet8"), run),
-        "small_ind": Recipe("ind", ("resnet20",), run),
-        "small_kd": Recipe("kd", ("resnet20", "resnet8"), run),
+        "small": Recipe("kd", ("resnet20", "resnet8", "resnet8"), run),
+        "small_ind": Recipe("ind", ("resnet8",), run),
+        "small_orc": Recipe("orc", ("resnet20", "resnet8", "resnet8"), run),
     }
 
 

@@ -216,7 +216,7 @@ def test_a_small_folder_gets_the_small_recipe(tmp_path, monkeypatch, capsys, cou
         assert (config.batch_size, config.epochs) == (batch, epochs)
         assert f"{count:,} training images are few" in capsys.readouterr().out
         assert [peer.model for peer in config.peers] == ["resnet20", "resnet8", "resnet8"]
-        assert folder.get_config("small_kd").epochs == epochs
+        assert folder.get_config("small_orc").epochs == epochs
         assert folder.get_config("orc").epochs == 240
     monkeypatch.setattr(folder, "FEW", count - 1)
     assert folder.get_config().epochs == 240
