@@ -134,7 +134,10 @@ def prepare(
     mesh_shape = checks.check(config, len(jax.devices()), own_data=data is not None)
     config = configs.resolved(config)
     if data is None:
-        dataset = datasets.load(config, _host(config, reports), streamed)
+        host = _host(config, reports)
+        if config.data.name in datasets.FOLDERS or config.data.name.startswith(datasets.TFDS):
+            check_writable(Path(config.data.cache or caches.directory()), "data.cache")
+        dataset = datasets.load(config, host, streamed)
     else:
         dataset = datasets.from_arrays(data)
     train, val = dataset.train, dataset.val
@@ -244,11 +247,8 @@ def sample_and_test(workdir: str | Path, data_dir: str = "", count: int = 512) -
 
 def _host(config, reports: Path | None = None) -> datasets.Host:
     """Return what loading data needs of this program."""
-    folder = Path(config.data.cache or caches.directory())
-    if config.data.name not in datasets.OF_ONE_SIZE:
-        check_writable(folder, "data.cache")
     return datasets.Host(
-        folder=folder,
+        folder=Path(config.data.cache or caches.directory()),
         reports=reports,
         progress=display.progress,
         say=display.say,

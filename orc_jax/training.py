@@ -12,7 +12,15 @@ from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint
 from orc_jax.runtime.signals import Interruption
-from orc_jax.runtime.workdir import Lock, began, check, check_config, check_saveable, create
+from orc_jax.runtime.workdir import (
+    Lock,
+    began,
+    check,
+    check_config,
+    check_saveable,
+    create,
+    has_begun,
+)
 from orc_jax.state import State, abstract_state
 from orc_jax.step import compile_steps
 from orc_jax.trained import saved
@@ -85,7 +93,8 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
       no checkpoint.
     """
     # A run streams to its end what it streamed at first, even if the memory has another size now.
-    streamed = began(workdir).streamed if (workdir / "config.json").exists() else None
+    is_run = (workdir / "config.json").exists() and has_begun(workdir)
+    streamed = began(workdir).streamed if is_run else None
     setup = prepare(config, data, streamed, reports=workdir)
     assert setup.train_split is not None  # None only in a setup for evaluation
     count = len(setup.train_split.labels)

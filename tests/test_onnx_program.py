@@ -125,6 +125,12 @@ OPERATIONS = {
         nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         + nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     ).reshape(len(x), -1),
+    "one channel, broadcast": lambda w, x: (
+        lax.conv_general_dilated(
+            x, jnp.ones((1, 1, 3, 1)), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        + jnp.arange(6.0)
+    ).mean((1, 2)),
     "convolution and its neighbours": lambda w, x: (
         (lambda y: y * 2 + y)(  # used twice: not part of the kernel
             (lax.conv_general_dilated(x, jnp.ones((3, 3, 1, 6)) / 9, (2, 1), ((1, 0), (2, 2)),

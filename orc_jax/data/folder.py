@@ -29,6 +29,8 @@ SUFFIXES = tuple(
         - {".ps", ".wmf"}
     )
 )
+# Unicode categories: control characters, surrogates, separators of lines and paragraphs.
+BREAKING = {"Cc", "Cs", "Zl", "Zp"}
 # What systems and programs leave in folders; hidden files and folders are passed over too.
 LITTER = {"__macosx", "lost+found", "@eadir", "thumbs.db", "desktop.ini"}
 
@@ -116,7 +118,7 @@ def printable(name: str) -> str:
     Args:
       name: the name, as Python's `os` functions return it.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in BREAKING else c for c in name)
 
 
 def find(

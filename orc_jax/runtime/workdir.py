@@ -55,8 +55,8 @@ def check_saveable(directory: Path, what: str) -> None:
 def check(workdir: Path, config, dataset: Dataset) -> None:
     """Check that a directory is this run's or can become it; change nothing.
 
-    A run without a checkpoint, of its own or of a teacher, has nothing to lose: its directory can
-    become another run's.
+    A run that has not begun (see `has_begun`) has nothing to lose: its directory can become
+    another run's.
 
     Args:
       workdir: the directory, which need not exist.
@@ -88,8 +88,9 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
 
 
 def has_begun(workdir: Path) -> bool:
-    """Return whether a run has a checkpoint, or a teacher of it has one."""
-    return any(map(has_checkpoint, (workdir, *workdir.glob("teachers/*"))))
+    """Return whether a run, or a teacher of it, has a checkpoint or trained networks."""
+    runs = (workdir, *workdir.glob("teachers/*"))
+    return any(has_checkpoint(run) or (run / "networks").exists() for run in runs)
 
 
 def check_config(workdir: Path, config) -> None:

@@ -124,7 +124,8 @@ def with_norms_folded(
     kept: list[Node] = []
     for node in nodes:
         place = next((convolutions[name] for name in node.inputs if name in convolutions), None)
-        factor = _per_channel(node, constants)
+        channels = 0 if place is None else len(constants[kept[place].inputs[1]])
+        factor = _per_channel(node, constants, channels)
         if place is None or factor is None or uses[kept[place].outputs[0]] > 1:
             if node.op == "Conv":
                 convolutions[node.outputs[0]] = len(kept)
@@ -145,7 +146,7 @@ def with_norms_folded(
     return kept, constants
 
 
-def _per_channel(node, constants) -> np.ndarray | None:
+def _per_channel(node, constants, channels) -> np.ndarray | None:
     """Return the constant, one number or one per channel, that a node applies to another value."""
     if node.op not in ("Add", "Mul", "Sub", "Div"):
         return None
@@ -154,5 +155,5 @@ def _per_channel(node, constants) -> np.ndarray | None:
         return None
     value = constants[node.inputs[found[0]]]
     # Axis 1 is that of the channels.
-    one = value.ndim == 0 or (value.ndim == 4 and value.size == value.shape[1])
-    return value.astype(np.float64).reshape(-1) if one else None
+    fits = value.ndim == 0 or (value.ndim == 4 and value.size == value.shape[1])
+    return value.astype(np.float64).reshape(-1) if fits and value.size in (1, channels) else None
