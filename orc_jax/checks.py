@@ -145,8 +145,8 @@ def _check_numbers(config):
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{key} is {value}, allowed: finite numbers")
-            if isinstance(number, int) and abs(number) > 2**31:
-                raise UserError(f"{key} is {value}, allowed: at most {2**31 - 1}")
+            if isinstance(number, int) and not -(2**31) <= number < 2**31:
+                raise UserError(f"{key} is {value}, allowed: at most {2**31 - 1}, or its negative")
 
 
 def _check_optimizer(settings, where):
@@ -155,7 +155,7 @@ def _check_optimizer(settings, where):
     for key in ("learning_rate", "momentum", "weight_decay", "decay", "warmup_epochs"):
         at_least(settings[key], 0, f"{where}.{key}")
     if settings.momentum >= 1:
-        raise UserError(f"{where}.momentum is {settings.momentum}, allowed: 0, and below 1")
+        raise UserError(f"{where}.momentum is {settings.momentum}, allowed: from 0 to below 1")
     for epoch in settings.decay_epochs:
         if not isinstance(epoch, (int, float)) or epoch < 0:
             raise UserError(f"{where}.decay_epochs has {epoch!r}, allowed: numbers from 0")

@@ -159,7 +159,8 @@ class Loop:
             "train": _training(self.state),
         }
         if isinstance(setup.train_split, stream.OnDisk):
-            self.record["passed_over"] = setup.train_split.passed_over["training"]
+            own = setup.train_split.passed_over["training"]
+            self.record["passed_over"] = processes.total(own)
         is_last, score = epoch == config.epochs, None
         if epoch % config.eval_every == 0 or is_last:
             if setup.val_split is not None:

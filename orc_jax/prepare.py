@@ -19,7 +19,7 @@ from orc_jax.mesh import put_global
 from orc_jax.methods.method import Method
 from orc_jax.runtime import caches, display, processes
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
-from orc_jax.runtime.workdir import began, check_writable, has_data
+from orc_jax.runtime.workdir import Began, began, has_data
 from orc_jax.state import State, abstract_state
 
 
@@ -112,7 +112,7 @@ class Setup(NamedTuple):
 def prepare(
     config,
     data: tuple | None = None,
-    streamed: bool | None = None,
+    run: Began | None = None,
     reports: Path | None = None,
 ) -> Setup:
     """Check a config, load its data and build its group, for training.
@@ -121,8 +121,7 @@ def prepare(
       config: the whole config, which is not changed.
       data: (train images, train labels, test images, test labels), in place of the data set that
         the config names, see `data.from_arrays`.
-      streamed: whether to stream the images, which a resumed run knows; None: stream them if
-        they do not fit into memory.
+      run: what a run that is resumed knows of its images, or None.
       reports: folder for a list of damaged images that is too long to be shown; None for none.
 
     Returns:
@@ -135,9 +134,8 @@ def prepare(
     config = configs.resolved(config)
     if data is None:
         host = _host(config, reports)
-        if config.data.name in datasets.FOLDERS or config.data.name.startswith(datasets.TFDS):
-            check_writable(Path(config.data.cache or caches.directory()), "data.cache")
-        dataset = datasets.load(config, host, streamed)
+        streamed, bits = (run.streamed, run.images.bits) if run else (None, 0)
+        dataset = datasets.load(config, host, streamed, bits)
     else:
         dataset = datasets.from_arrays(data)
     train, val = dataset.train, dataset.val
@@ -234,7 +232,7 @@ def sample_and_test(workdir: str | Path, data_dir: str = "", count: int = 512) -
         raise UserError(f"{workdir} was trained on arrays from Python, which are not kept")
     if data_dir:
         config.data.dir = data_dir
-    dataset = datasets.load(config, _host(config), notes.streamed)
+    dataset = datasets.load(config, _host(config), notes.streamed, notes.images.bits)
     if not has_data(workdir, dataset._replace(train=None, val=None)):
         raise UserError(f"{workdir} was trained on other images or labels than these")
     if dataset.streamed:

@@ -96,9 +96,12 @@ def few_images(most: int) -> int:
         # Not to list ImageNet twice.
         if sum(1 for _ in islice(folder.images_below(directory), 20 * most)) == 20 * most:
             return 0
-        count = len(folder.find(directory, on_error="skip").train.labels)
+        listing = folder.find(directory, on_error="skip")
     except UserError:
         return 0  # the error is raised when the run begins
+    count = len(listing.train.labels)
+    if listing.test is None:
+        count -= round(configs.default_config().data.test_share * count)  # they are held out
     return count if count <= most else 0
 
 

@@ -93,9 +93,9 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
       no checkpoint.
     """
     # A run streams to its end what it streamed at first, even if the memory has another size now.
+    # Likewise for how it scales 16-bit images.
     is_run = (workdir / "config.json").exists() and has_begun(workdir)
-    streamed = began(workdir).streamed if is_run else None
-    setup = prepare(config, data, streamed, reports=workdir)
+    setup = prepare(config, data, began(workdir) if is_run else None, reports=workdir)
     assert setup.train_split is not None  # None only in a setup for evaluation
     count = len(setup.train_split.labels)
     check(workdir, setup.config, setup.dataset)

@@ -17,7 +17,8 @@ from orc_jax.prepare import prepare
     [
         ("epochs", 0, "epochs is 0, allowed: 1 or more"),
         ("batch_size", 15, "batch_size is 15, allowed: multiples of 2"),
-        ("seed", 2**31, "seed is 2147483648, allowed: 0 to 2147483647"),
+        ("seed", -1, "seed is -1, allowed: 0 to 2147483647"),
+        ("seed", 2**31, "seed is 2147483648, allowed: at most 2147483647"),
         ("optimizer.decay_epochs", (3, -1), "decay_epochs has -1"),
         ("peers", (configs.peer("pixels"),), "a teacher and a student, config.peers has 1"),
         ("data.name", "cifar", "unknown value of data.name 'cifar': did you mean 'cifar10'"),
@@ -39,7 +40,7 @@ from orc_jax.prepare import prepare
         ("optimizer.learning_rate", math.inf, "optimizer.learning_rate is inf, allowed: finite"),
         ("optimizer.warmup_epochs", math.nan, "optimizer.warmup_epochs is nan, allowed: finite"),
         ("optimizer.decay_epochs", (1e999,), r"decay_epochs is \[inf\], allowed: finite numbers"),
-        ("optimizer.momentum", 2.0, "optimizer.momentum is 2.0, allowed: 0, and below 1"),
+        ("optimizer.momentum", 2.0, "optimizer.momentum is 2.0, allowed: from 0 to below 1"),
         ("method.temperature", math.inf, "method.temperature is inf, allowed: finite numbers"),
         ("eval_batch_size", 10**20, "eval_batch_size is 1000+, allowed: at most 2147483647"),
         ("peers", (), "allowed: a tuple of networks"),

@@ -285,19 +285,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("size", [(40, 60), (61, 33)])
-def test_the_cards_script_prints_what_predict_does_without_this_package(tmp_path, exported, size):
+@pytest.mark.parametrize("kind", ["jpg", "rgba.png", "deep.png"])
+def test_the_cards_script_prints_what_predict_does_without_this_package(tmp_path, exported, kind):
     out, _ = exported
     script = (out / "classify.py").read_text()
     assert f"```python\n{script}```" in (out / "README.md").read_text()
-    pixels = np.asarray(Image.fromarray(IMAGES[3, ..., 0]).resize(size))
+    pixels = np.asarray(Image.fromarray(IMAGES[3, ..., 0]).resize((61, 33)))
     photo = Image.fromarray(np.stack([pixels, pixels, 255 - pixels], axis=-1))
     photo.getexif()[0x0112] = 6
-    photo.save(tmp_path / "photo.jpg", exif=photo.getexif())
-    shown = run_command("-c", ALONE, str(out / "classify.py"), str(tmp_path / "photo.jpg")).stdout
-    ((_, expected),) = predict.predict(
-        orc_jax.load(out), predict.images_of([str(tmp_path / "photo.jpg")]), 1
-    )
+    if kind == "rgba.png":
+        photo.putalpha(Image.fromarray(pixels // 2))
+    elif kind == "deep.png":
+        photo = Image.fromarray(pixels.astype(np.uint16) * 257)
+    file = tmp_path / f"photo.{kind}"
+    photo.save(file, exif=photo.getexif())
+    shown = run_command("-c", ALONE, str(out / "classify.py"), str(file)).stdout
+    ((_, expected),) = predict.predict(orc_jax.load(out), predict.images_of([str(file)]), 1)
     assert shown.splitlines() == [f"{name} {100 * p:.2f} %" for name, p in expected]
 
 

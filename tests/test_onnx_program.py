@@ -88,6 +88,8 @@ def images_of(x):
     return x.astype(jnp.float32) / 128 - 1
 
 
+BLUR = jnp.ones((3, 3, 3, 2)) / 9
+
 OPERATIONS = {
     "activations": lambda w, x: sum(
         f(x) for f in (nn.gelu, nn.silu, nn.tanh, nn.sigmoid, nn.relu6, nn.leaky_relu, nn.elu)
@@ -125,6 +127,16 @@ OPERATIONS = {
         nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         + nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     ).reshape(len(x), -1),
+    "a kernel of three axes": lambda w, x: (
+        jnp.tensordot(x.mean((1, 2)), jnp.arange(18.0).reshape(3, 3, 2), 1).reshape(len(x), -1)
+    ),
+    "all of an axis": lambda w, x: lax.slice_in_dim(x, 0, 8, axis=1).mean((1, 2)),
+    "windows of one": lambda w, x: (
+        nn.max_pool(x, (1, 1), (2, 2)) + nn.max_pool(x, (1, 3), (2, 2), ((0, 0), (1, 0)))
+    ).mean((1, 2)),
+    "a constant kernel": lambda w, x: lax.conv_general_dilated(
+        x, BLUR, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ).mean((1, 2)),
     "one channel, broadcast": lambda w, x: (
         lax.conv_general_dilated(
             x, jnp.ones((1, 1, 3, 1)), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -139,6 +151,18 @@ OPERATIONS = {
         ).mean((1, 2))
     ),
 }  # fmt: skip
+
+
+def test_attention_of_flax():
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6)
+
+    def logits(variables, images):
+        x = images_of(images).mean(1)
+        return attention.apply(variables, x, x).mean(1)
+
+    shapes = jax.ShapeDtypeStruct((2, 8, 3), jnp.float32)
+    variables = attention.init(jax.random.key(0), jnp.zeros(shapes.shape), jnp.ones(shapes.shape))
+    assert_equal_outputs(logits, variables)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -254,6 +254,10 @@ def test_in_the_place_of_a_file_that_is_spoilt_later_stands_another(root, tmp_pa
         np.testing.assert_array_equal(images[row], before[row + 1])
         assert replaced[row] == labels[row + 1]
     assert split.passed_over["training"] == 2
+    split.files.file(order[1]).write_bytes(b"")  # order[0] is damaged too: two rows, two images
+    split.passed_over.clear()
+    next(stream.training(split, 1, 8, 2, 0))
+    assert split.passed_over["training"] == 3
     own = next(stream.training(split, 1, 8, 2, 0, slice(3, 4)))  # of one process of several
     np.testing.assert_array_equal(own[0][0], before[4])
     assert f"passed over: {split.files.name(order[3])} cannot be decoded" in capfd.readouterr().err

@@ -67,7 +67,7 @@ def test_a_path_that_orbax_cannot_read_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("schema", [1])
 def test_a_run_of_an_earlier_version_opens_in_every_command(tmp_path, schema):
-    with tarfile.open(ROOT / "tests" / "runs" / f"schema{schema}.tar.gz") as archive:
+    with tarfile.open(ROOT / "tests" / "golden" / f"schema{schema}.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     workdir, data = tmp_path / f"schema{schema}", tiny_data()
     logged = metrics.read(workdir)[-1]["test"]

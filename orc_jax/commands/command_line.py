@@ -5,12 +5,14 @@ import re
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from os.path import expanduser
 from typing import NoReturn
 
 from absl import app, flags, logging
+from PIL import Image
 
 from orc_jax import checks
 from orc_jax.errors import UserError
@@ -43,6 +45,8 @@ def run(command: Callable[..., object], *arguments: str, example: str = "") -> N
     def main(argv):
         # JAX warns of every backend that is missing, Orbax of what it leaves undone on disk.
         logging.set_verbosity(logging.WARNING)
+        # Up to twice Pillow's limit an image is decoded without a word; beyond it is refused.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         logging.get_absl_logger().setLevel("ERROR")
         keep_programs()
         try:

@@ -59,7 +59,8 @@ def main() -> None:
     def command(directory, *arguments):
         if out.value and form.value == "table":
             raise UserError("--out needs --format=csv or --format=json")
-        check_writable(Path(out.value).parent, "the folder of --out")
+        if out.value:
+            check_writable(Path(out.value).parent, "the folder of --out")
         paths = images_of(arguments)
         predictions = list(predict(load(directory), paths, batch_size.value))
         if not predictions:

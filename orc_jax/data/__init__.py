@@ -26,7 +26,7 @@ OF_ONE_SIZE = ("digits", *CIFAR, *idx.NAMES)
 NAMES = (*OF_ONE_SIZE, *FOLDERS)
 
 
-def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
+def load(config, host: Host = ALONE, streamed: bool | None = None, bits: int = 0) -> Dataset:
     """Load the data set that `config.data` names.
 
     Args:
@@ -34,6 +34,7 @@ def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
       host: the program that loads the data set.
       streamed: whether encoded images are left encoded, to be decoded when they are used; None
         to leave them encoded if the decoded images would not fit into memory.
+      bits: bits that the levels of 16-bit images have; 0 to find out.
 
     Raises:
       UserError: the name is unknown, or files of the data set are missing or corrupt.
@@ -47,7 +48,7 @@ def load(config, host: Host = ALONE, streamed: bool | None = None) -> Dataset:
         return _load_own(config)
     if _is_archive(data):
         return cifar.load(data.name, data.dir)
-    return decode.load(data, _listing(data, host), host, streamed, config.seed)
+    return decode.load(data, _listing(data, host), host, streamed, config.seed, bits)
 
 
 def load_test(

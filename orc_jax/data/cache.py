@@ -28,16 +28,23 @@ def cached(folder: Path | None, key: str, make: Callable[[], dict]) -> dict[str,
         with np.load(file) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        arrays = make()
+        pass
+    _keep(file, {})  # whether it can be kept is found out before it takes long to make
+    arrays = make()
+    _keep(file, arrays)
+    return arrays
+
+
+def _keep(file, arrays):
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
             new = Path(temporary) / file.name
             np.savez(new, **arrays)
-            new.replace(file)
+            if arrays:
+                new.replace(file)
     except OSError as error:
         raise UserError(
-            f"decoded images cannot be kept in {folder}: {error.strerror}; "
+            f"decoded images cannot be kept in {file.parent}: {error.strerror}; "
             "--config.data.cache=DIR uses another folder"
         ) from error
-    return arrays

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,6 @@ from orc_jax.errors import UserError, counted
 VERSION = 4
 SHOWN = 10  # of many damaged images
 DAMAGED = "damaged.txt"  # file that lists them all
-# Up to twice Pillow's limit an image is decoded without a word, beyond it is refused.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on, the stored image lies on its side
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,7 +37,12 @@ _TURNS = {
 
 
 def load(
-    data, listing: Listing, host: Host, streamed: bool | None = None, seed: int = 0
+    data,
+    listing: Listing,
+    host: Host,
+    streamed: bool | None = None,
+    seed: int = 0,
+    bits: int = 0,
 ) -> Dataset:
     """Load the images of a listing at `data.size`, or at their own size if it is 0.
 
@@ -55,6 +57,7 @@ def load(
       host: the program that loads the images.
       streamed: whether to leave the images encoded; None to decide by `data.memory`.
       seed: of the run.
+      bits: bits that the levels of 16-bit images have; 0 to find out.
 
     Raises:
       UserError: an image cannot be decoded (unless `data.on_error` is "skip"), the images differ
@@ -81,7 +84,9 @@ def load(
         )
     if streamed is None:
         streamed = not host.broadcast(fits_memory(pixels, data.memory))
-    bits = _bits(listing.train)
+    bits = bits or _bits(listing.train)
+    if bits != 16:
+        host.say(f"16-bit images: levels from 0 to {2**bits - 1} ({bits} bits) are scaled to 255")
     train, test, *val = _read(data, splits, host, size, streamed, bits)
     classes = np.union1d(listing.train.labels, listing.test.labels)
     for split in (train, test) if held_out else (train,):
@@ -121,7 +126,7 @@ def _with_test(data, listing) -> Listing:
     return listing._replace(train=train, test=test)
 
 
-def _bits(train, count: int = 64) -> int:
+def _bits(train, count: int = 512) -> int:
     """Return how many bits the levels of 16-bit images have, by a sample of them.
 
     Scanners and microscopes write 10, 12 or 14 bits into files of 16.
@@ -224,10 +229,12 @@ def fit(image: Image.Image, size: int, resize: int = 0) -> Image.Image:
     """
     if image.size == (size, size) and not resize:
         return image
+    factor = (resize or size) / min(image.size)
+    width, height = (max(size, round(factor * side)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
     # The centre alone is scaled: a strip of 1 × 100,000 pixels would become gigabytes.
-    side = min(image.size) * size / (resize or size)
-    left, top = ((length - side) / 2 for length in image.size)
-    box = (left, top, left + side, top + side)
+    x, y = image.size[0] / width, image.size[1] / height
+    box = (left * x, top * y, (left + size) * x, (top + size) * y)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 

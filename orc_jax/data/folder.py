@@ -143,6 +143,7 @@ def find(
         symbolic link leads back to a folder above it.
     """
     root = Path(directory)
+    class_names = tuple(map(_class_name, class_names))
     if not root.is_dir():
         raise UserError(f"there is no folder {root} (data.dir)")
     if (root / "wnids.txt").is_file():
@@ -248,8 +249,7 @@ def _by_class(root, split, others) -> dict[str, list[str]]:
     folder = root / split
     classes: dict[str, list[str]] = {}
     for entry in filter(_is_folder, _entries(folder)):
-        name = printable(unicodedata.normalize("NFC", entry.name))
-        classes.setdefault(name, []).append(entry.name)
+        classes.setdefault(_class_name(entry.name), []).append(entry.name)
     if not classes and next(images_below(folder), None):
         raise UserError(
             f"{folder} has images but no folders of classes: move every image into the folder of "
@@ -265,6 +265,10 @@ def _by_class(root, split, others) -> dict[str, list[str]]:
         ]
         for name in sorted(classes)
     }
+
+
+def _class_name(folder_name) -> str:
+    return printable(unicodedata.normalize("NFC", folder_name))
 
 
 def _entries(folder) -> list[os.DirEntry]:

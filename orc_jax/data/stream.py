@@ -39,7 +39,8 @@ class OnDisk(NamedTuple):
       mean: mean of pixel/255 in the training images, [channels].
       std: standard deviation of pixel/255 in the training images, [channels].
       data: `config.data`.
-      passed_over: number of damaged images that training has passed over, for the caller to reset.
+      passed_over: "training": how often another image took the place of a damaged one, in the rows
+        that this process reads; for the caller to reset.
     """
 
     files: Any
@@ -79,13 +80,13 @@ class _TrainingBatches:
     def _image(self, positions, row, epoch):
         """Read the image and label of a row, or of the next row whose image is not damaged.
 
-        The third result is how many damaged images were passed over.
+        The third result is whether it is another row's.
         """
         for passed_over, position in enumerate(np.roll(positions, -row).tolist()):
             seed = self._data.resized_crop and (CROP, self._seed, epoch, position)
             image = _read(self._files, self._data, position, seed)
             if image is not None:
-                return image, self._files.labels[position], passed_over
+                return image, self._files.labels[position], passed_over > 0
         name = self._files.name(int(positions[row]))
         raise UserError(f"{name} and all other images of its batch are damaged")
 

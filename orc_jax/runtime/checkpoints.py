@@ -156,5 +156,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise UserError(f"{workdir} is not a work directory: it has no config.json")
     try:
         return configs.from_json(path.read_text())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a config: {error}") from error

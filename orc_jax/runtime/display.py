@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 
 def show(table: Table) -> None:
-    """Print a table; where there is no terminal, as wide as it must be."""
+    """Print a table; where there is no terminal, up to 200 columns wide."""
     screen = console()
     if not screen.is_terminal:
         screen.width = 200  # a pipe has no width, and rich would cut the table

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from orc_jax.errors import UserError
@@ -79,6 +80,13 @@ def barrier(where: str) -> None:
 def broadcast_from_main(value: bool) -> bool:
     """Return the value that the main process gives, in all processes."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
+
+
+def total(own: int) -> int:
+    """Return the sum of what all processes count."""
+    if jax.process_count() == 1:
+        return own
+    return int(multihost_utils.process_allgather(np.int32(own)).sum())
 
 
 def stops_before(step: int) -> bool:

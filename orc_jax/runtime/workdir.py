@@ -30,7 +30,10 @@ def check_writable(directory: Path, what: str) -> None:
       UserError: it cannot.
     """
     directory = directory.absolute()
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"{what} is {directory}: {error.strerror}") from error
     if not existing.is_dir():
         raise UserError(f"{what} is {directory}, but {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):

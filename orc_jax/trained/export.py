@@ -54,7 +54,7 @@ def export(
         raise UserError(
             f"{directory} is not empty and not an export: {sorted(foreign)[0]} is in it"
         )
-    check_writable(directory, "--out")
+    check_writable(directory.parent, "the folder of --out")
     peer = str(peer)
     trained, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
     data = json.loads((Path(workdir) / "data.json").read_text())

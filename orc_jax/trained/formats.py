@@ -166,6 +166,9 @@ def onnx(trained: TrainedNetworks, dtype: Any = np.float32) -> bytes:
         raise Unavailable("it needs pip install onnx onnxruntime") from error
     except onnx_program.Unsupported as error:
         raise Unavailable(str(error)) from error
+    except Exception as error:
+        # A network of the user's own may have a form of an operation that nobody has tried.
+        raise Unavailable(f"it cannot be written: {short(error)}") from error
 
 
 def read_onnx(trained: TrainedNetworks, content: bytes) -> Callable:

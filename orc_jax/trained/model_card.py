@@ -93,7 +93,7 @@ TORCHVISION = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
 FROM_FILES = """
     orc-jax predict {folder} image.jpg photos/
 
-With JAX, NumPy and Pillow alone, `python classify.py IMAGE`:
+With JAX, flatbuffers, NumPy and Pillow alone, `python classify.py IMAGE`:
 
 ```python
 {classify}```
@@ -110,10 +110,18 @@ model = jax.export.deserialize(bytearray((here / "model.stablehlo").read_bytes()
 names = json.loads((here / "export.json").read_text())["class_names"]
 image = Image.open(sys.argv[1])
 image.draft("RGB", ({resize}, {resize}))  # skips resolution of a JPEG that is not needed
-image = ImageOps.exif_transpose(image).convert("RGB")  # upright
-side = min(image.size) * {size} / {resize}  # of the central square that is scaled
-left, top = ((length - side) / 2 for length in image.size)
-box = (left, top, left + side, top + side)
+image = ImageOps.exif_transpose(image)  # upright
+if image.mode.startswith("I"):  # 16 bits
+    image = Image.fromarray((np.asarray(image) >> {shift}).clip(0, 255).astype(np.uint8))
+if image.has_transparency_data:  # over white
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+image = image.convert("RGB")
+# The shorter side becomes {resize} pixels, of which the central {size}×{size} are taken.
+width, height = (max({size}, round(side * {resize} / min(image.size))) for side in image.size)
+left, top = (width - {size}) // 2, (height - {size}) // 2
+x, y = image.width / width, image.height / height
+box = (left * x, top * y, (left + {size}) * x, (top + {size}) * y)
 image = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box){convert}
 logits = np.asarray(model.call(np.asarray(image).reshape(1, {shape})))[0]
 for i in np.argsort(-logits)[:5]:
@@ -131,6 +139,7 @@ def classify(images: dict) -> str:
     return CLASSIFY.format(
         size=size,
         resize=images["resize"] or size,
+        shift=images["bits"] - 8,
         convert="" if channels == 3 else '.convert("L")',
         shape=", ".join(map(str, images["image_shape"])),
     )

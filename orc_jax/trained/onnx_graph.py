@@ -138,7 +138,8 @@ def with_norms_folded(
             constants[bias[0]] = shift + (factor if node.op == "Add" else -factor)
         else:
             factor = factor if node.op == "Mul" else 1 / factor
-            constants[kernel] = constants[kernel] * factor.reshape(-1, 1, 1, 1)
+            by_output = (-1, *[1] * (constants[kernel].ndim - 1))
+            constants[kernel] = constants[kernel] * factor.reshape(by_output)
             constants[bias[0]] = shift * factor
         # The convolution takes the place of both; `kept` is still in order.
         kept[place] = kept[place]._replace(inputs=[images, kernel, *bias], outputs=node.outputs)

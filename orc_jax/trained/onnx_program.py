@@ -100,7 +100,8 @@ class _Writer(Graph):
     def run(self, closed, arguments: Sequence[Any]) -> list[Any]:
         """Write a jaxpr; arguments and results are arrays, where they are known, or `Value`s."""
         jaxpr = getattr(closed, "jaxpr", closed)
-        values = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
+        constants = map(np.asarray, getattr(closed, "consts", ()))
+        values = dict(zip(jaxpr.constvars, constants, strict=True))
         values |= zip(jaxpr.invars, arguments, strict=True)
 
         def read(atom):
@@ -132,7 +133,11 @@ class _Writer(Graph):
         params = dict(equation.params)
         if "shape" in params:  # an axis as long as the batch is broadcast where it is used
             params["shape"] = tuple(1 if _of_batch(side) else side for side in params["shape"])
-        results = equation.primitive.bind(*inputs, **params)
+        try:
+            results = equation.primitive.bind(*inputs, **params)
+        except (TypeError, ValueError) as error:  # where the shape of the batch is another
+            name = equation.primitive.name
+            raise Unsupported(f"it cannot write {name} of something of the batch's size") from error
         results = results if equation.primitive.multiple_results else [results]
         return [np.asarray(result) for result in results]
 
@@ -251,6 +256,8 @@ class _Writer(Graph):
             for axis, (start, limit, stride, side) in enumerate(parts)
             if (start, limit, stride) != (0, side, 1)
         }
+        if not cuts:
+            return value
         starts, limits, steps = zip(*cuts.values(), strict=True)
         inputs = [self.integers(*numbers) for numbers in (starts, limits, tuple(cuts), steps)]
         lengths = zip(start_indices, limit_indices, strides, strict=True)
@@ -285,7 +292,8 @@ class _Writer(Graph):
         shape = tuple(value.shape[axis] for value, axis, _ in out)
         names = [self.ordered(value).name for value in (lhs, rhs)]
         order = tuple(range(len(shape)))
-        if not batch and lhs_axes == (len(lhs.shape) - 1,) and rhs_axes == (0,):
+        of_matrix = len(rhs.shape) == 2 and rhs_axes == (0,)
+        if not batch and of_matrix and lhs_axes == (len(lhs.shape) - 1,):
             return Value(*self.node("MatMul", names), shape, order)
         result = "".join(own[axis] for _, axis, own in out)
         equation = f"{''.join(left)},{''.join(right)}->{result}"
@@ -326,11 +334,13 @@ class _Writer(Graph):
         self, op, value, window_dimensions, window_strides, padding, base_dilation,
         window_dilation, **attributes,
     ):  # fmt: skip
-        batch = [axis for axis, size in enumerate(window_dimensions) if size == 1]
-        space = [axis for axis in range(len(value.shape)) if axis not in batch[:2]]
-        if len(space) != 2 or {*base_dilation, *window_dilation} != {1}:
+        windows = zip(window_dimensions, window_strides, padding, strict=True)
+        alone = [axis for axis, window in enumerate(windows) if window == (1, 1, (0, 0))]
+        batch = [axis for axis in (0, len(value.shape) - 1) if axis in alone]  # and channels
+        space = [axis for axis in range(len(value.shape)) if axis not in batch]
+        if len(batch) != 2 or len(space) != 2 or {*base_dilation, *window_dilation} != {1}:
             raise Unsupported("it cannot write this kind of pooling")
-        value = self.ordered(value, (*batch[:2], *space))
+        value = self.ordered(value, (*batch, *space))
         (name,) = self.node(
             op,
             [value.name],
