@@ -1,5 +1,7 @@
 """Grad-CAM: heat maps against a case computed by hand, for every family, and the command."""
 
+import os
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -196,8 +198,9 @@ def test_a_network_from_pytorch(tmp_path):
 
     pixels = np.zeros((64, 48, 3), np.uint8)
     pixels[8:20, 8:20] = 200
-    Image.fromarray(pixels).save(tmp_path / "square.png")
-    shown = inspect.pictures([str(tmp_path / "square.png")], subject)
+    square = str(tmp_path / os.fsdecode(b"caf\xe9[red]$.png"))  # not UTF-8
+    Image.fromarray(pixels).save(square)
+    shown = inspect.pictures([square], subject)
     (seen,) = gradcam.viewer(subject)(shown[0], 42)
     assert seen.heat.shape == (1, 32, 32) and seen.shown.tolist() == [42]
     network, variables, _ = orc_jax.load_network(saved)
@@ -207,4 +210,7 @@ def test_a_network_from_pytorch(tmp_path):
     found = orc_jax.load(saved).predict(shown[0].pixels[None])
     np.testing.assert_allclose(found, seen.probabilities, rtol=1e-4)
     written = gradcam.draw(subject, shown, [42], tmp_path / "out")
-    assert [path.name for path in written] == ["0-square.png", "0-square-surfaces.png"]
+    assert [path.name for path in written] == [
+        "0-caf\\udce9[red]$.png",
+        "0-caf\\udce9[red]$-surfaces.png",
+    ]

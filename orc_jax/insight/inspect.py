@@ -176,6 +176,8 @@ def _of_file(subject, path):
             "give test:FIRST-LAST in place of {}".format(*subject.images.image_shape, path)
         )
     try:
-        return Picture(path.stem, _decoded(subject, path))
+        return Picture(folder.printable(path.stem), _decoded(subject, path))
     except faults.FAULTS as error:
-        raise UserError(f"{path} cannot be decoded: {faults.reason(str(path), error)}") from error
+        raise UserError(
+            f"{folder.printable(str(path))} cannot be decoded: {faults.reason(str(path), error)}"
+        ) from error
