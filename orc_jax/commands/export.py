@@ -21,7 +21,6 @@ def main() -> None:
     checkpoint = flags.DEFINE_string(
         "checkpoint", "last", "Checkpoint to use: last, best, or its step."
     )
-
     quantize = flags.DEFINE_bool(
         "quantize",
         False,
@@ -33,17 +32,18 @@ def main() -> None:
         settings = peer.value, checkpoint.value, quantize.value, data_dir.value
         about = export(workdir.value, out.value, *settings)
         who = "ensemble" if about["peer"] == "ensemble" else f"peer {about['peer']}"
-        say = display.say
-        say(f"{workdir.value}, step {about['step']}: {who} ({', '.join(about['networks'])})")
+        display.say(
+            f"{workdir.value}, step {about['step']}: {who} ({', '.join(about['networks'])})"
+        )
         for name, result in about["files"].items():
             if isinstance(result, str):
-                say(f"  {name}: left out, {result}")
+                display.say(f"  {name}: left out, {result}")
                 continue
             size = (Path(out.value) / name).stat().st_size / 2**20
-            say(f"  {name}: {size:.2f} MiB, logits within {result:.1e} of the network's")
+            display.say(f"  {name}: {size:.2f} MiB, logits within {result:.1e} of the network's")
         for name, top1 in about["onnx_top1"].items():
             size = (Path(out.value) / name).stat().st_size / 2**20
-            say(f"  {name}: {size:.2f} MiB, top-1 {top1:.2f} % on the test images")
-        say(f"→ {out.value}, described in its README.md")
+            display.say(f"  {name}: {size:.2f} MiB, top-1 {top1:.2f} % on the test images")
+        display.say(f"→ {out.value}, described in its README.md")
 
     command_line.run(command, example="--workdir=runs/digits-orc --out=exports/digits")
