@@ -212,13 +212,13 @@ def _prepare_test(workdir, config, data) -> Setup:
     return setup.with_own_images(notes.own_images)
 
 
-def sample_and_test(workdir: str | Path, data_dir: str = "", count: int = 512) -> tuple[Any, Any]:
+def sample_and_test(workdir: str | Path, count: int, data_dir: str = "") -> tuple[Any, Any]:
     """Load a sample of a run's training images, and its test images.
 
     Args:
       workdir: work directory of the run.
-      data_dir: folder of the data set, if it has moved since the training.
       count: size of the sample, at most.
+      data_dir: folder of the data set, if it has moved since the training.
 
     Returns:
       Training images, uint8 [N, H, W, channels]; and the test images, `Images`, or

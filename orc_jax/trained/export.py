@@ -58,7 +58,8 @@ def export(
     peer = str(peer)
     trained, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
     data = json.loads((Path(workdir) / "data.json").read_text())
-    images = prepare.sample_and_test(workdir, data_dir) if quantize else ()
+    count = quantized.CALIBRATION
+    images = prepare.sample_and_test(workdir, count, data_dir) if quantize else ()
     new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
     try:
         shutil.rmtree(new, ignore_errors=True)
