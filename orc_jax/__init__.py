@@ -1,5 +1,8 @@
 """Online knowledge distillation in JAX: groups of networks that teach each other."""
 
+from orc_jax import start  # noqa: F401 - before the packages that the others import
+
+# isort: split
 from orc_jax.config import default_config, peer
 from orc_jax.errors import UserError
 from orc_jax.evaluation import evaluate

@@ -61,6 +61,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
         "micro_batches",
     ):
         at_least(config[key], 1, key)
+    at_least(config.checkpoint_minutes, 0, "checkpoint_minutes")
     if config.data.train_images and config.data.train_images < config.batch_size:
         raise UserError(
             f"data.train_images is {config.data.train_images}, allowed: 0 for all, or batch_size, "

@@ -10,11 +10,14 @@ from ml_collections import ConfigDict, config_dict
 from orc_jax import methods, models
 from orc_jax.errors import UserError
 
-# Settings that change no result: how data is read, and how a step is computed. (`on_error` is one,
-# because the fingerprint of the data tells which files are left out.)
+# Settings that may differ between the processes of a run: they say what a machine has.
+OF_A_MACHINE = ("data.dir", "data.cache", "data.memory", "data.workers", "profile")
+# Settings that change no result: how data is read, how a step is computed, how often the run is
+# evaluated or saved. (`on_error` is one, because the fingerprint of the data tells which files are
+# left out.)
 HARMLESS = (
-    *("data.dir", "data.cache", "data.memory", "data.workers", "data.on_error"),
-    *("profile", "remat"),
+    *(*OF_A_MACHINE, "data.on_error", "remat"),
+    *("eval_every", "eval_batch_size", "checkpoint_every", "checkpoint_minutes"),
 )
 
 # Of `to_json`. Schema 1, without a number, is from before data.test_share, whose meaning
@@ -45,6 +48,7 @@ def default_config(method: str = "orc") -> ConfigDict:
     config.eval_batch_size = 500  # images per evaluation step, rounded up to fill all devices
     config.eval_every = 1  # epochs between evaluations; the last epoch always has one
     config.checkpoint_every = 1  # epochs between checkpoints; the last and the best always have one
+    config.checkpoint_minutes = 30.0  # minutes between checkpoints within an epoch; 0: none
     config.profile = False  # write a trace of steps 6 to 10 to the work directory
 
     # Computation.

@@ -43,7 +43,13 @@ def evaluate(
     return test
 
 
-def evaluate_split(setup: Setup, evaluation_step, state: State, split) -> dict:
+def evaluate_split(
+    setup: Setup,
+    evaluation_step,
+    state: State,
+    split,
+    check: Callable[[], None] = lambda: None,
+) -> dict:
     """Evaluate every peer and the ensembles on a split's images, each counted once.
 
     Args:
@@ -51,13 +57,17 @@ def evaluate_split(setup: Setup, evaluation_step, state: State, split) -> dict:
       evaluation_step: of `compile_steps`.
       state: of the networks.
       split: test or validation images, of the setup.
+      check: called before every batch; what it raises ends the evaluation.
 
     Returns:
       See `metrics.evaluation`.
     """
     sums = setup.on_mesh(jax.device_get(evaluation_zeros(setup.group.size, setup.method)))
     for part, index in evaluation_batches(setup, split):
-        sums = evaluation_step(state, part, index, sums)
+        check()
+        before, sums = sums, evaluation_step(state, part, index, sums)
+        # One step in flight keeps the devices busy; with more, a signal would wait for them.
+        jax.block_until_ready(before)
     return metrics.evaluation(jax.device_get(sums), list(setup.method.ensembles))
 
 

@@ -17,6 +17,7 @@ from orc_jax.prepare import Setup
 from orc_jax.runtime import display, metrics, processes
 from orc_jax.runtime.metrics import chosen_by
 from orc_jax.runtime.profile import Profiler
+from orc_jax.runtime.signals import Stopped
 from orc_jax.state import State, failures, init_state, streams
 from orc_jax.trained import saved
 
@@ -47,10 +48,11 @@ class Loop:
       state: the current state.
       step: number of steps done.
       record: record of the last finished epoch; empty if there is none.
-      best: highest score of an epoch (see `metrics.target_top1`); -1 if there is none.
+      best: highest score of a checkpoint (see `metrics.target_top1`); -1 if there is none.
       called: time at which `train` was called; None once the first step is done.
       clock: (time, step) from which the speed of the epoch counts: without the first step, which
         is compiled.
+      saved_at: time of the last checkpoint.
       in_flight: an output of each step that the devices may not have finished.
     """
 
@@ -70,11 +72,15 @@ class Loop:
             self.state = init_state(*setup.state_args(), weights, template.sums)
         records = [record for record in metrics.read(workdir) if record["step"] <= self.step]
         self.record: dict = records[-1] if records else {}
-        scores = [_score(setup, record) for record in records if chosen_by(record)]
-        self.best = max(scores, default=-1.0)
+        self.best = -1.0 if checkpoints.best_score is None else checkpoints.best_score
+        missing = self.step // setup.steps_per_epoch - len(records) - self._is_unrecorded()
+        if missing > 0:
+            shown = counted(missing, "epoch")
+            display.say(f"warning: {workdir / 'metrics.jsonl'} has lost the records of {shown}")
 
         self.called = called
         self.clock = called, self.step
+        self.saved_at = time.monotonic()
         self.in_flight: collections.deque[jax.Array] = collections.deque()
         self.shown = display.Display(
             group.names, config.epochs, setup.steps_per_epoch, config.batch_size
@@ -88,30 +94,50 @@ class Loop:
         with writers, self.profiler, shown:
             _introduce(setup, self.workdir, self.step, shown)
             shown.begin(self.step)
-            following = training_batches(setup, self.step)
-            for epoch in range(self.step // per_epoch, setup.config.epochs):
-                first, last = self.step, (epoch + 1) * per_epoch
-                if self.renew and first == epoch * per_epoch:
-                    self.state = self.renew(self.state)
-                self.clock = time.monotonic(), self.step
-                if isinstance(setup.train_split, stream.OnDisk):
-                    setup.train_split.passed_over.clear()
-                self._train_epoch(following, last)
-                _check_finite(setup, self.state, self.checkpoints)
-                if self.step < last:
-                    return self._stop()
-                self._end_epoch(epoch + 1, writers)
+            try:
+                if self._is_unrecorded():
+                    self._end_epoch(self.step // per_epoch, writers)
+                following = training_batches(setup, self.step)
+                for epoch in range(self.step // per_epoch, setup.config.epochs):
+                    if self.renew and self.step == epoch * per_epoch:
+                        self.state = self.renew(self.state)
+                    self.clock = time.monotonic(), self.step
+                    if isinstance(setup.train_split, stream.OnDisk):
+                        setup.train_split.passed_over.clear()
+                    self._train_epoch(following, (epoch + 1) * per_epoch)
+                    self._end_epoch(epoch + 1, writers)
+            except Stopped:
+                return self._stop()
         return self._finish()
 
+    def _is_unrecorded(self) -> bool:
+        """Return whether the run ended between an epoch's last step and the end of its evaluation.
+
+        The record of the epoch is lost or was never written then.
+        """
+        at_end = self.step > 0 and self.step % self.setup.steps_per_epoch == 0
+        return at_end and self.record.get("step") != self.step
+
     def _train_epoch(self, following, last: int) -> None:
-        """Train up to the step `last`, or until a signal asks to stop.
+        """Train up to the step `last`.
 
         Args:
           following: iterator of `training_batches`.
           last: number of steps done at the end of the epoch.
+
+        Raises:
+          Stopped: a signal asks to stop.
+          UserError: an image cannot be read; what was learned so far is saved.
         """
-        while self.step < last and not self.interruption.stops_before(self.step):
-            split, order = next(following)
+        while self.step < last:
+            self.interruption.check()
+            try:
+                split, order = next(following)
+            except UserError as error:
+                if jax.process_count() > 1 or not self.step:
+                    raise  # the other processes may have read their images
+                self._save()
+                raise UserError(f"{error}; the checkpoint of step {self.step} is saved") from error
             self.profiler.before_step(self.state)
             with jax.transfer_guard("disallow"):
                 self.state = self.train_step(self.state, split, order)
@@ -126,15 +152,31 @@ class Loop:
             # Two steps in flight keep the devices busy; with more, a signal would wait for them.
             if len(self.in_flight) > 2:
                 self.in_flight.popleft().block_until_ready()
+            if self._is_due():
+                self._save()
             if self.shown.due():
                 # The check is a computation of all processes, but their clocks differ.
                 if jax.process_count() == 1:
                     _check_finite(self.setup, self.state, self.checkpoints)
                 self.shown.update(self.step, _training(self.state))
 
+    def _is_due(self) -> bool:
+        """Return whether it is time for a checkpoint within an epoch, in all processes."""
+        seconds = 60 * self.setup.config.checkpoint_minutes
+        # To ask the main process, whose clock decides, is to wait for it.
+        if not seconds or (jax.process_count() > 1 and self.step % 100):
+            return False
+        return processes.broadcast_from_main(time.monotonic() - self.saved_at >= seconds)
+
+    def _save(self) -> None:
+        """Start to write a checkpoint of this step, unless there is one."""
+        _check_finite(self.setup, self.state, self.checkpoints)
+        self.checkpoints.save(self.step, self.state)
+        self.saved_at = time.monotonic()
+
     def _stop(self) -> Result:
-        """Save a checkpoint in the middle of an epoch."""
-        self.checkpoints.save(self.step, self.state, None)
+        """Save a checkpoint, in the middle of an epoch or of its evaluation."""
+        self._save()
         self.checkpoints.wait()
         self.shown.say(
             f"stopped by {self.interruption.requested} at step {self.step}: checkpoint saved, "
@@ -143,15 +185,20 @@ class Loop:
         return Result(self.state, self.record, self.interruption.requested)
 
     def _end_epoch(self, epoch: int, writers) -> None:
-        """Evaluate the networks, write the epoch's record and save a checkpoint, if they are due.
+        """Save a checkpoint and evaluate the networks, if they are due; write the epoch's record.
+
+        The checkpoint comes first: nothing is lost if the run ends during the evaluation.
 
         Args:
           epoch: number of epochs done.
           writers: of the metrics.
+
+        Raises:
+          Stopped: a signal asks to stop.
         """
         setup, config = self.setup, self.setup.config
         seconds, steps = time.monotonic() - self.clock[0], self.step - self.clock[1]
-        self.record = {
+        record = {
             "epoch": epoch,
             "step": self.step,
             "seconds": round(seconds, 3),
@@ -160,28 +207,31 @@ class Loop:
         }
         if isinstance(setup.train_split, stream.OnDisk):
             own = setup.train_split.passed_over["training"]
-            self.record["passed_over"] = processes.total(own)
-        is_last, score = epoch == config.epochs, None
+            record["passed_over"] = processes.total(own)
+        is_last = epoch == config.epochs
+        is_due = epoch % config.checkpoint_every == 0 or is_last
+        if is_due:
+            self._save()
+        else:
+            _check_finite(setup, self.state, self.checkpoints)
         if epoch % config.eval_every == 0 or is_last:
             if setup.val_split is not None:
-                self.record["val"] = self._evaluated(setup.val_split)
+                record["val"] = self._evaluated(setup.val_split)
             if setup.val_split is None or is_last:
-                self.record["test"] = self._evaluated(setup.test_split)
-            score = _score(setup, self.record)
-        writers.write(self.record)
-        self.shown.epoch(self.record)
-        is_best = score is not None and score > self.best
-        if epoch % config.checkpoint_every == 0 or is_last or is_best:
-            self.checkpoints.save(self.step, self.state, score)
-        if score is not None:
+                record["test"] = self._evaluated(setup.test_split)
+            score = _score(setup, record)
+            if is_due or score > self.best:
+                self._save()
+                self.checkpoints.rate(self.step, score)
             self.best = max(self.best, score)
+        writers.write(record)
+        self.record = record
+        self.shown.epoch(record)
 
     def _finish(self) -> Result:
         """Save the networks that are kept, and print the table of peers."""
         setup, config = self.setup, self.setup.config
         self.checkpoints.wait()
-        if "test" not in self.record:  # the metrics of a finished run were deleted
-            self.record["test"] = self._evaluated(setup.test_split)
         _save_kept(setup, self.workdir, self.state)
         title = f"{config.method.name} after epoch {config.epochs}"
         show_table(setup, title, self.record["test"], self.state.promotions.tolist(), self.step)
@@ -196,7 +246,8 @@ class Loop:
         return Result(self.state, self.record)
 
     def _evaluated(self, split) -> dict:
-        return evaluate_split(self.setup, self.evaluation_step, self.state, split)
+        check = self.interruption.check
+        return evaluate_split(self.setup, self.evaluation_step, self.state, split, check)
 
 
 def training_batches(setup: Setup, step: int) -> Iterator[tuple]:

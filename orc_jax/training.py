@@ -1,17 +1,25 @@
 """Training: what leads to the loop, with the teachers that are trained first."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from orc_jax import checks, methods, peers, pretraining
+from orc_jax import checks, methods, optimizers, peers, pretraining
 from orc_jax import config as configs
 from orc_jax.loop import Loop, Result
 from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, processes
-from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint
+from orc_jax.runtime.checkpoints import (
+    Checkpoints,
+    has_checkpoint,
+    read_config,
+    set_damaged_aside,
+)
 from orc_jax.runtime.signals import Interruption
+from orc_jax.runtime.versions import versions
 from orc_jax.runtime.workdir import (
     Lock,
     began,
@@ -19,14 +27,16 @@ from orc_jax.runtime.workdir import (
     check_config,
     check_saveable,
     create,
+    fingerprint,
     has_begun,
+    set_epochs,
 )
 from orc_jax.state import State, abstract_state
 from orc_jax.step import compile_steps
 from orc_jax.trained import saved
 
 
-def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
+def train(config, workdir: str | Path, data: tuple | None = None, extend: bool = False) -> Result:
     """Train the group that a config describes, or resume its training.
 
     Args:
@@ -35,6 +45,8 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
         first have theirs in `teachers/`. The same call resumes a run that was stopped.
       data: arrays to train on in place of a named data set, (train images, train labels, test
         images, test labels): uint8 [N, H, W] or [N, H, W, channels], and integers [N].
+      extend: whether a run may get more epochs than before although its learning rate depends on
+        their number (schedule "cosine"): the rate jumps to where the longer cosine has it.
 
     Returns:
       The final state and metrics.
@@ -50,6 +62,10 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     checks.check(config, len(jax.devices()), own_data=data is not None)
     config = configs.resolved(config)
     check_saveable(workdir, "the work directory")
+    processes.agree(_facts(config, workdir))
+    if (workdir / "config.json").exists() and has_begun(workdir):
+        check_config(workdir, config, extend)
+    _set_damaged_aside(workdir)
     teachers = [] if has_checkpoint(workdir) else pretraining.teachers(config, workdir)
     sources = {i: peer.init_from for i, peer in enumerate(config.peers) if peer.init_from}
     sources |= {teacher.peer: str(teacher.network) for teacher in teachers}
@@ -58,14 +74,34 @@ def train(config, workdir: str | Path, data: tuple | None = None) -> Result:
     if missing:
         # What is wrong with this run is found before its teachers are trained.
         trained = {peer: sources[peer] for peer in sources.keys() - {t.peer for t in missing}}
-        _begin(config, workdir, data, trained)
+        _begin(config, workdir, data, trained, extend)
     for teacher in missing:
         display.say(f"training peer {teacher.peer}, {teacher.config.peers[-1].model}, first")
         with Lock(workdir):
             result = train(teacher.config, teacher.workdir, data)
         if not result.finished:
             return result
-    return _train_group(config, workdir, data, sources)
+    return _train_group(config, workdir, data, sources, extend)
+
+
+def _facts(config, workdir: Path) -> dict[str, Any]:
+    """Return what must be the same in all processes before any data is loaded."""
+    settings = configs.flat(json.loads(config.to_json()))
+    facts = {f"config.{key}": settings[key] for key in settings.keys() - {*configs.OF_A_MACHINE}}
+    facts |= {f"the version of {package}": version for package, version in versions().items()}
+    return facts | {"the work directory": str(workdir.absolute())}
+
+
+def _set_damaged_aside(workdir: Path) -> None:
+    """Move damaged checkpoints away, so that the run goes on from the last whole one."""
+    if processes.is_main() and (workdir / "checkpoints").exists():
+        with Lock(workdir):
+            lines = set_damaged_aside(workdir)
+        for line in lines:
+            display.say(f"warning: {line}")
+        if lines and not has_checkpoint(workdir):
+            display.say("warning: there is no whole checkpoint: the run begins again")
+    processes.barrier("damaged checkpoints are set aside")
 
 
 def _warn_of_twins(config, sources: dict[int, str]) -> None:
@@ -81,11 +117,13 @@ def _warn_of_twins(config, sources: dict[int, str]) -> None:
         )
 
 
-def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup, State, dict]:
+def _begin(
+    config, workdir: Path, data, sources: dict[int, str], extend: bool
+) -> tuple[Setup, State, dict]:
     """Check a run against its data and its work directory, and make the directory its own.
 
     Args:
-      config, workdir, data: see `train`.
+      config, workdir, data, extend: see `train`.
       sources: peer → the trained network that it starts from.
 
     Returns:
@@ -98,7 +136,9 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
     setup = prepare(config, data, began(workdir) if is_run else None, reports=workdir)
     assert setup.train_split is not None  # None only in a setup for evaluation
     count = len(setup.train_split.labels)
-    check(workdir, setup.config, setup.dataset)
+    prints = fingerprint(setup.dataset)
+    processes.agree({f"the checksum of the data's {part}": prints[part] for part in prints})
+    check(workdir, setup.config, setup.dataset, extend)
     # Traces the method, so that a fault of it is found before the work directory is made.
     template = abstract_state(*setup.state_args())
     weights: dict = {}
@@ -116,10 +156,10 @@ def _begin(config, workdir: Path, data, sources: dict[int, str]) -> tuple[Setup,
     return setup, template, weights
 
 
-def _train_group(config, workdir: Path, data, sources: dict[int, str]) -> Result:
+def _train_group(config, workdir: Path, data, sources: dict[int, str], extend: bool) -> Result:
     """Train a group whose teachers are trained; see `_begin`."""
     called = time.monotonic()
-    setup, template, weights = _begin(config, workdir, data, sources)
+    setup, template, weights = _begin(config, workdir, data, sources, extend)
     steps = compile_steps(setup.config, setup.group, setup.method, streamed=setup.streamed)
     with (
         Lock(workdir),
@@ -127,6 +167,29 @@ def _train_group(config, workdir: Path, data, sources: dict[int, str]) -> Result
         Checkpoints(workdir, read_only=False) as checkpoints,
     ):
         # Another run may have made the directory its own before this one could lock it.
-        check_config(workdir, setup.config)
+        _accept_changes(setup, workdir, check_config(workdir, setup.config, extend))
         loop = Loop(setup, steps, template, workdir, weights, checkpoints, interruption, called)
         return loop.run()
+
+
+def _accept_changes(setup: Setup, workdir: Path, changes: list[str]) -> None:
+    """Say which settings of a run have changed, and give it more epochs if it is to have them."""
+    if not changes or not has_checkpoint(workdir):
+        return
+    display.say(f"changed since the run began: {'; '.join(changes)}")
+    before = read_config(workdir).epochs
+    if setup.config.epochs == before:
+        return
+    end = before * setup.steps_per_epoch
+    for stack in peers.layout(setup.config, setup.method):
+        old, new = (
+            optimizers.schedule(stack.optimizer, epochs, setup.steps_per_epoch)
+            for epochs in (before, setup.config.epochs)
+        )
+        if stack.changes and stack.optimizer.schedule == "cosine":
+            display.say(
+                f"the learning rate of peers {', '.join(map(str, stack.peers))} was to fall from "
+                f"{old(0):.3g} to {old(end):.3g} by epoch {before}; there it is {new(end):.3g} "
+                "now, and falls until the new last epoch"
+            )
+    set_epochs(workdir, setup.config.epochs)

@@ -32,6 +32,7 @@ from absl import flags
 from orc_jax import __main__ as program
 from orc_jax import config as configs
 from orc_jax import data, models
+from orc_jax.commands import command_line
 from orc_jax.models.layers import Head
 from orc_jax.models.network import Network, auxiliary_heads, stage
 from orc_jax.models.resnet import ResidualBlock, Stem
@@ -277,6 +278,7 @@ def run_here(*args: str) -> SimpleNamespace:
     commands that end before they compute anything."""
     argv, out, err = sys.argv, io.StringIO(), io.StringIO()
     sys.argv = ["orc_jax", *args]
+    at_once, command_line.end_commands_at_once = command_line.end_commands_at_once, lambda: None
     status = 0
     try:
         with flags_of_its_own(), redirect_stdout(out), redirect_stderr(err):
@@ -285,6 +287,7 @@ def run_here(*args: str) -> SimpleNamespace:
         status = ended.code
     finally:
         sys.argv = argv
+        command_line.end_commands_at_once = at_once
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 

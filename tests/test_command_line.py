@@ -10,7 +10,7 @@ from orc_jax import config as configs
 from orc_jax.commands import COMMANDS
 
 EXPECTED = {
-    "train": ("config", "workdir", "[no]distributed"),
+    "train": ("config", "workdir", "[no]distributed", "[no]extend"),
     "evaluate": ("workdir", "checkpoint", "data_dir"),
     "predict": ("format", "out", "batch_size"),
     "export": ("workdir", "out", "peer", "checkpoint", "[no]quantize", "data_dir"),

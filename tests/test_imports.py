@@ -12,7 +12,7 @@ import orc_jax
 PACKAGE = ROOT / "orc_jax"
 # The rooms of the package, from the ground up: each imports from those in lines above its own.
 FLOORS = (
-    ("errors",),
+    ("errors", "start"),
     ("extension", "losses", "mesh", "optimizers"),
     ("data", "models"),
     ("peers",),

@@ -1,5 +1,6 @@
 """Teachers that a run trains first: in one command, once, resumable, with their own settings."""
 
+import itertools
 import json
 
 import jax
@@ -14,7 +15,7 @@ import orc_jax
 from orc_jax import checks, losses, methods, peers, pretraining
 from orc_jax.errors import UserError
 from orc_jax.insight.inspect import of_run
-from orc_jax.runtime.signals import Interruption
+from orc_jax.runtime.signals import Interruption, Stopped
 from orc_jax.trained.networks import from_run
 from orc_jax.trained.networks import logits as logits_of
 
@@ -65,12 +66,15 @@ def test_a_run_that_is_stopped_while_it_trains_a_teacher_goes_on_to_the_same_bit
     config = config_with_teacher("orc", ("pixels_wide", "pixels", "pixels"), pretrained=True)
     whole = orc_jax.train(config, tmp_path / "whole", DATA)
 
-    def stops_before(self, step):
+    calls = itertools.count()
+
+    def check(self):
         self.requested = "SIGTERM"
-        return step == 3
+        if next(calls) == 3:
+            raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(Interruption, "stops_before", stops_before)
+        patch.setattr(Interruption, "check", check)
         stopped = orc_jax.train(config, tmp_path / "run", DATA)
     assert not stopped.finished and not (tmp_path / "run" / "checkpoints").exists()
     assert (tmp_path / "run" / "config.json").exists()

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from collections import Counter
 
 import jax
@@ -129,6 +130,7 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_next_image(
         for i, batch in enumerate(real(*args)):
             if i == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)  # a thread notes it
             yield batch
 
     monkeypatch.setattr(stream, "training", interrupted)

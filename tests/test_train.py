@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shutil
-import signal
 
 import jax
 import numpy as np
@@ -19,7 +18,6 @@ from orc_jax.errors import UserError
 from orc_jax.prepare import prepare
 from orc_jax.runtime import metrics
 from orc_jax.runtime.checkpoints import Checkpoints
-from orc_jax.runtime.signals import Interruption
 from orc_jax.state import init_state
 from orc_jax.trained import saved
 
@@ -121,7 +119,7 @@ def test_a_directory_in_which_nothing_was_finished_is_no_obstacle(tmp_path, kept
     for part in ("checkpoints", "networks"):
         shutil.rmtree(workdir / part)
     if kept == "a teacher":
-        (workdir / "teachers" / "0-pixels" / "checkpoints" / "3").mkdir(parents=True)
+        (workdir / "teachers" / "0-pixels" / "checkpoints" / "3" / "state").mkdir(parents=True)
     config.seed, config.method.temperature = 7, 2.0
     if kept == "a teacher":
         with pytest.raises(UserError, match="belongs to a run with another config"):
@@ -351,7 +349,7 @@ def test_resuming_needs_no_pretrained_weights_again(finished, tmp_path):
 
 def test_a_kill_before_the_config_was_written_does_no_harm(tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json.new").write_text("{")
+    (tmp_path / "run" / ".config.json.new").write_text("{")
     config = tiny_config()
     config.epochs = 1
     assert orc_jax.train(config, tmp_path / "run", tiny_data()).finished
@@ -378,17 +376,6 @@ def test_the_target_is_the_best_of_the_smallest_networks():
     assert metrics.target_top1(test, [0, 1, 2, 3], [900, 100, 100, 400]) == 72.0
     assert metrics.target_top1(test, [0, 1, 2, 3], [100, 100, 100, 100]) == 90.0
     assert metrics.target_top1(test, [1, 2, 3], [100, 100, 100, 100]) == 80.0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_acts(number):
-    before = signal.getsignal(number)
-    with Interruption() as interruption:
-        assert not interruption.requested
-        signal.raise_signal(number)
-        assert interruption.requested == number.name
-        assert signal.getsignal(number) is before
-    assert signal.getsignal(number) is before
 
 
 def test_the_readmes_python_example_as_it_stands(tmp_path, monkeypatch):

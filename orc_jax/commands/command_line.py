@@ -18,6 +18,7 @@ from orc_jax import checks
 from orc_jax.errors import UserError
 from orc_jax.runtime.caches import keep_programs
 from orc_jax.runtime.processes import leave
+from orc_jax.runtime.signals import end_commands_at_once
 
 HELP_WIDTH = 100  # columns
 
@@ -49,13 +50,11 @@ def run(command: Callable[..., object], *arguments: str, example: str = "") -> N
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         logging.get_absl_logger().setLevel("ERROR")
         keep_programs()
+        end_commands_at_once()
         try:
             command(*argv[1:])
         except UserError as error:
             fail(error)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            leave(130)
         except Exception:
             traceback.print_exc()
             leave(1)

@@ -51,6 +51,12 @@ def main() -> None:
         "Whether to join other processes (default: under SLURM and Open MPI, or if "
         "JAX_COORDINATOR_ADDRESS is set).",
     )
+    extend = flags.DEFINE_bool(
+        "extend",
+        False,
+        "Give a run more epochs although its learning rate is a cosine over all of them: it jumps "
+        "to where the longer cosine has it.",
+    )
     flags.mark_flag_as_required("config")
 
     def command():
@@ -63,7 +69,7 @@ def main() -> None:
         name = f"{Path(path).stem}-{preset or method}".replace(":", "-").replace(",", "-")
         directory = workdir.value or f"runs/{name}{overrides_in_name(sys.argv[1:])}"
         with processes.lost_processes_are_named():
-            result = train(config.value, directory)
+            result = train(config.value, directory, extend=extend.value)
         if not result.finished:
             sys.exit(130 if result.stopped_by == "SIGINT" else processes.STOPPED)
         display.say(

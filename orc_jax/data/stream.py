@@ -6,9 +6,14 @@ resumed run can therefore continue with the next image from the number of its st
 
 import collections
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import jax
@@ -188,7 +193,76 @@ def _read_ahead(source, data, first: int = 0):
         flags.FLAGS.mark_as_parsed()
     # Every process reads one batch at a time; Grain takes batches from the processes in turn.
     in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    return iter(in_turn.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers)))
+    options = grain.MultiprocessingOptions(num_workers=data.workers)
+    _start_tracker()
+    return _of_workers(iter(in_turn.mp_prefetch(options, _init_worker)))
+
+
+def _of_workers(batches: Iterator) -> Iterator:
+    """Yield what worker processes read.
+
+    Raises:
+      UserError: a worker process has died.
+    """
+    while True:
+        try:
+            with _without_interrupts():  # Grain starts the workers when the first batch is read
+                batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # Grain's message ends with the exit code, which says little of the cause.
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                "a process that reads images has died, perhaps because the memory is full: the "
+                "same command goes on, with fewer of them by --config.data.workers"
+            ) from error
+        yield batch
+
+
+def _start_tracker() -> None:
+    """Start the process with which Python frees the shared memory of processes that are killed.
+
+    It warns of the memory that it frees, which is no news where a process was killed.
+    """
+    name, ours = "PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker"
+    before = os.environ.get(name)
+    os.environ[name] = f"{before},{ours}" if before else ours
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the threads and processes that are started within.
+
+    A terminal sends it to all processes of a command, but the main one decides what it means.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _init_worker(index: int, count: int) -> None:
+    """Let a worker process end with the one that started it, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _read(files, data, i: int, crop_seed=None, resize: int = 0) -> np.ndarray | None:

@@ -1,9 +1,12 @@
 """Checkpoints of a run, in `checkpoints/STEP` of its work directory.
 
-Orbax writes them atomically and in the background; the last one and the best one are kept.
+Orbax writes them atomically and in the background; the last two and the best one are kept. Beside
+what Orbax wrote, `notes.json` of a checkpoint holds its score and the checksums of its files.
 """
 
+import json
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from orc_jax import config as configs
 from orc_jax.errors import UserError
+from orc_jax.runtime import files
+from orc_jax.runtime.processes import is_main
 from orc_jax.state import State
 
-# The score by which the best checkpoint is chosen, see `metrics.target_top1`.
-SCORE = "target_top1"
+NOTES = "notes.json"
 
 
 class Checkpoints:
@@ -34,25 +38,22 @@ class Checkpoints:
           workdir: work directory of the run.
           read_only: whether to leave the directory as it is, and only restore.
         """
-        self._workdir = workdir
-
-        def score(metrics):
-            return metrics[SCORE]
+        self._directory = Path(workdir).absolute() / "checkpoints"
+        self._pending: int | None = None  # step whose checkpoint has no notes yet
 
         # Orbax warns about every directory that is opened with `read_only`.
         logger = logging.getLogger("absl")
         level = logger.level
         logger.setLevel(logging.ERROR)
-        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        kept = [policies.LatestN(2), _KeepBest(self._directory)]
         self._manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / "checkpoints",
+            self._directory,
             item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                best_fn=score,
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
             ),
         )
         logger.setLevel(level)
@@ -63,23 +64,30 @@ class Checkpoints:
     def __exit__(self, kind, *_):
         if kind and issubclass(kind, jax.errors.JaxRuntimeError):
             return  # to wait would be to wait for a process that has died
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
-    def save(self, step: int, state: State, score: float | None) -> None:
+    def save(self, step: int, state: State) -> None:
         """Start to write the state of a step, unless it has a checkpoint.
 
         Args:
           step: steps done.
           state: what to write.
-          score: top-1 accuracy, see `metrics.target_top1`; None if it was not evaluated.
         """
-        if step not in self._manager.all_steps():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-                metrics=None if score is None else {SCORE: score},
-            )
+        self.wait()
+        if step not in steps(self._directory.parent):
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+            self._pending = step
+
+    def rate(self, step: int, score: float) -> None:
+        """Note the score of a checkpoint, by which the best one is chosen.
+
+        Args:
+          step: of a checkpoint.
+          score: top-1 accuracy in percent, see `metrics.target_top1`.
+        """
+        self._pending = step
+        self.wait(score)
 
     def step(self, which: str = "last") -> int | None:
         """Return the step of a checkpoint, or None if there is no checkpoint at all.
@@ -90,17 +98,25 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but not this one.
         """
-        steps = sorted(self._manager.all_steps())
-        if not steps:
+        there = steps(self._directory.parent)
+        if not there:
             return None
         if which == "last":
-            return steps[-1]
+            return there[-1]
         if which == "best":
-            best = self._manager.best_step()
-            return steps[-1] if best is None else best
-        if not which.isdigit() or int(which) not in steps:
-            raise UserError(f"no checkpoint {which!r}, there are: last, best, {steps}")
+            best = _best(self._directory)
+            return best[1] if best else there[-1]
+        if which not in map(str, there):
+            raise UserError(
+                f"no checkpoint {which!r}, there are: last, best, {', '.join(map(str, there))}"
+            )
         return int(which)
+
+    @property
+    def best_score(self) -> float | None:
+        """Score of the best checkpoint, or None if none was evaluated."""
+        best = _best(self._directory)
+        return best[0] if best else None
 
     def restore(self, step: int, like: State) -> State:
         """Restore the state of a step.
@@ -120,29 +136,142 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is damaged.
         """
+        self._check(step)
         tree = self._manager.item_metadata(step).state
         if tree is None:
-            raise UserError(f"the checkpoint of step {step} in {self._workdir} is damaged")
+            raise UserError(f"{self._directory / str(step)} is damaged: it has no metadata")
         return self._restore(step, jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree.tree))
 
+    def _check(self, step):
+        """Check that a checkpoint is as it was written."""
+        if found := fault(checkpoint := self._directory / str(step)):
+            others = [other for other in steps(self._directory.parent) if other != step]
+            whole = [str(s) for s in others if not fault(self._directory / str(s))]
+            remedy = f"; there is one of step {', '.join(whole)}" if whole else ""
+            raise UserError(f"{checkpoint} is damaged: {found}{remedy}")
+
     def _restore(self, step, like) -> Any:
+        self._check(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         try:
             return self._manager.restore(step, args=args).state
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"the checkpoint of step {step} in {self._workdir} cannot be restored: {error}"
-            ) from error
+            raise UserError(f"{self._directory / str(step)} cannot be restored: {error}") from error
 
-    def wait(self) -> None:
-        """Wait until all checkpoints are on disk."""
+    def wait(self, score: float | None = None) -> None:
+        """Wait until all checkpoints are on disk, and note the checksums of their files.
+
+        Args:
+          score: of the last one; None if it was not evaluated.
+        """
         self._manager.wait_until_finished()
+        step, self._pending = self._pending, None
+        if step is not None and is_main():
+            checkpoint = self._directory / str(step)
+            notes = {"score": score, "files": _checksums(checkpoint)}
+            files.write(checkpoint / NOTES, files.to_json(notes))
+
+
+class _KeepBest(policies.PreservationPolicy):
+    """Keeps the checkpoint with the highest score."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def should_preserve(self, checkpoints, *, context):
+        best = _best(self._directory)
+        return [best is not None and checkpoint.step == best[1] for checkpoint in checkpoints]
+
+
+def _best(directory: Path) -> tuple[float, int] | None:
+    """Return score and step of the checkpoint with the highest score, the last one among equals."""
+    scores = {step: _score(directory / str(step)) for step in steps(directory.parent)}
+    return max(((x, step) for step, x in scores.items() if x is not None), default=None)
+
+
+def _score(checkpoint: Path) -> float | None:
+    """Return the score of a checkpoint; None if it was not evaluated or the score is lost."""
+    # Before there were notes, Orbax kept the score.
+    for name, key in ((NOTES, "score"), ("metrics/metrics", "target_top1")):
+        try:
+            if isinstance(score := json.loads((checkpoint / name).read_text())[key], float):
+                return score
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _checksums(checkpoint: Path) -> dict[str, list[int]]:
+    """Return file → [bytes, CRC-32] of everything that Orbax wrote for a checkpoint."""
+    found = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and NOTES not in path.name:
+            content = path.read_bytes()
+            found[path.relative_to(checkpoint).as_posix()] = [len(content), zlib.crc32(content)]
+    return found
+
+
+def fault(checkpoint: Path) -> str:
+    """Return what is wrong with a checkpoint; "" if nothing is.
+
+    Args:
+      checkpoint: its directory. One without notes, of an earlier version or of a run that was
+        killed just then, is taken to be whole if its parts are there.
+    """
+    try:
+        for part in ("state", "state/_METADATA", "_CHECKPOINT_METADATA"):
+            if not (checkpoint / part).exists():
+                return f"{part} is missing"
+        if not (checkpoint / NOTES).exists():
+            json.loads((checkpoint / "state/_METADATA").read_text())
+            return ""
+        expected = files.read_json(checkpoint / NOTES, "the notes of a checkpoint").get("files", {})
+        found = _checksums(checkpoint)
+        for name, (size, checksum) in expected.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name][0] != size:
+                return f"{name} has {found[name][0]:,} bytes in place of {size:,}"
+            if found[name][1] != checksum:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
+        return str(error)
+    return ""
+
+
+def set_damaged_aside(workdir: Path) -> list[str]:
+    """Move what is no whole checkpoint from `checkpoints` to `damaged`.
+
+    Args:
+      workdir: a work directory that this process has locked.
+
+    Returns:
+      A line about each damaged checkpoint.
+    """
+    lines = []
+    entries = (workdir / "checkpoints").glob("*")
+    for path in sorted(path for path in entries if path.name.isdigit()):
+        if found := fault(path):
+            place = workdir / "damaged" / path.name
+            number = 1
+            while place.exists():
+                number += 1
+                place = workdir / "damaged" / f"{path.name}-{number}"
+            place.parent.mkdir(exist_ok=True)
+            path.rename(place)
+            lines.append(f"{path} is damaged ({found}): it is in {place} now")
+    return lines
+
+
+def steps(workdir: str | Path) -> list[int]:
+    """Return the steps that have a checkpoint, in their order; stray files are passed over."""
+    states = (Path(workdir) / "checkpoints").glob("*/state")
+    return sorted(int(path.parent.name) for path in states if path.parent.name.isdecimal())
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
     """Return whether a work directory has a checkpoint."""
-    directory = Path(workdir) / "checkpoints"
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    return bool(steps(workdir))
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

@@ -5,13 +5,17 @@ Accuracies are in percent, losses in nats, and lists are in peer order.
 """
 
 import csv
+import io
 import json
 import math
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from orc_jax.errors import counted
+from orc_jax.runtime import display, files
 from orc_jax.runtime.processes import is_main
 
 ROLE_COLUMNS = (
@@ -123,6 +127,8 @@ class Writers:
     def __init__(self, workdir: Path, names: list[str], step: int):
         """Open the files, and drop what an interrupted run wrote after its last checkpoint.
 
+        The roles are written anew from the metrics.
+
         Args:
           workdir: work directory of the run.
           names: the networks' names in peer order.
@@ -134,33 +140,32 @@ class Writers:
             return
         self._metrics = workdir / "metrics.jsonl"
         self._roles = workdir / "roles.csv"
-        _keep(self._metrics, lambda line: json.loads(line)["step"] <= step)
-        _keep(self._roles, lambda line: line.startswith("epoch") or int(line.split(",")[1]) <= step)
-        if not self._roles.exists():
-            self._roles.write_text(",".join(ROLE_COLUMNS) + "\n")
+        records = [record for record in read(workdir) if record["step"] <= step]
+        files.write(self._metrics, "".join(map(_line, records)))
+        header = ",".join(ROLE_COLUMNS) + "\n"
+        files.write(self._roles, header + "".join(map(self._role_rows, records)))
         self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict) -> None:
         """Append the record of an epoch to every file."""
         if self._board is None:
             return
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._write_roles(record)
+        files.append(self._metrics, _line(record))
+        files.append(self._roles, self._role_rows(record))
         for tag, value in _scalars(record, self._names):
             self._board.add_scalar(tag, value, record["step"])
         self._board.flush()
 
-    def _write_roles(self, record):
-        train = record["train"]
-        with self._roles.open("a", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            for peer, name in enumerate(self._names):
-                shares = [
-                    train[key][peer] if key in train else ""
-                    for key in ("promotions", "promotions_total", "promoted", "asked", "learned")
-                ]
-                rows.writerow([record["epoch"], record["step"], peer, name, *shares])
+    def _role_rows(self, record) -> str:
+        train, text = record["train"], io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        for peer, name in enumerate(self._names):
+            shares = [
+                train[key][peer] if key in train else ""
+                for key in ("promotions", "promotions_total", "promoted", "asked", "learned")
+            ]
+            rows.writerow([record["epoch"], record["step"], peer, name, *shares])
+        return text.getvalue()
 
     def __enter__(self):
         return self
@@ -185,16 +190,8 @@ def _summary_writer():
     return SummaryWriter
 
 
-def _keep(path: Path, wanted) -> None:
-    """Drop the lines that are not wanted, and one that a kill cut off, atomically."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and wanted(line)]
-    if kept != lines:
-        temporary = path.with_suffix(".new")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+def _line(record: dict) -> str:
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
 
 
 def _scalars(tree, names, tag=""):
@@ -210,7 +207,34 @@ def _scalars(tree, names, tag=""):
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """Read the records of a run, one for each epoch; skip a line that a kill cut off."""
+    """Read the records of a run, one for each epoch.
+
+    A line that a kill cut off is skipped; other lines that are not records are too, with a warning.
+    """
     path = Path(workdir) / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except OSError:
+        lines = []
+    records = [record for record in map(_record, lines) if record]
+    if strange := len(lines) - len(records):
+        _warn(path, strange)
+    return records
+
+
+def _record(line: str) -> dict | None:
+    """Return the record on a line, or None if it is something else."""
+    try:
+        record = json.loads(line)
+        is_record = isinstance(record["step"] + record["epoch"], int) and {*record["train"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return record if is_record else None
+
+
+@cache  # commands read the metrics more than once
+def _warn(path, strange):
+    display.say(
+        f"warning: {counted(strange, 'line')} of {path} {'is' if strange == 1 else 'are'} left "
+        "out: not the record of an epoch"
+    )

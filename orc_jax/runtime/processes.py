@@ -4,6 +4,8 @@ All of them run the same command on the same files. Only process 0, the main pro
 progress and writes metrics; all of them write checkpoints.
 """
 
+import itertools
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -89,9 +91,45 @@ def total(own: int) -> int:
     return int(multihost_utils.process_allgather(np.int32(own)).sum())
 
 
-def stops_before(step: int) -> bool:
-    """Return whether all processes are to end before this step, because one was sent SIGTERM."""
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+# JAX lets the processes end at the same of the points that they have counted.
+_points = itertools.count()
+
+
+def are_stopped() -> bool:
+    """Return whether all processes are to end here, because one was sent SIGTERM.
+
+    All processes call this equally often.
+    """
+    if jax.process_count() == 1:
+        return False
+    return multihost_utils.reached_preemption_sync_point(next(_points))
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Check that all processes were started with the same settings and data.
+
+    Args:
+      facts: name → value, of JSON.
+
+    Raises:
+      UserError: in every process, if values differ. It names the first one.
+    """
+    if jax.process_count() == 1:
+        return
+    text = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    texts = multihost_utils.process_allgather(padded)
+    rows = zip(texts, sizes, strict=True)
+    found = [json.loads(row[:size].tobytes()) for row, size in rows]
+    for name in sorted(set().union(*found)):
+        for process, theirs in enumerate(found):
+            if theirs.get(name) != found[0].get(name):
+                raise UserError(
+                    f"the processes differ: {name} is {found[0].get(name)!r} in process 0 and "
+                    f"{theirs.get(name)!r} in process {process}"
+                )
 
 
 @contextmanager

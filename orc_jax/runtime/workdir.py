@@ -1,6 +1,5 @@
 """Work directories: each belongs to one config and data set, and to one process at a time."""
 
-import json
 import os
 import shlex
 import sys
@@ -10,10 +9,12 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from orc_jax import config as configs
+from orc_jax import optimizers
 from orc_jax.data import Dataset, preprocessing
 from orc_jax.data.decode import DAMAGED
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
+from orc_jax.runtime import files
 from orc_jax.runtime.checkpoints import has_checkpoint, read_config
 from orc_jax.runtime.processes import is_main
 from orc_jax.runtime.versions import versions
@@ -55,7 +56,7 @@ def check_saveable(directory: Path, what: str) -> None:
     check_writable(directory, what)
 
 
-def check(workdir: Path, config, dataset: Dataset) -> None:
+def check(workdir: Path, config, dataset: Dataset, extend: bool = False) -> None:
     """Check that a directory is this run's or can become it; change nothing.
 
     A run that has not begun (see `has_begun`) has nothing to lose: its directory can become
@@ -65,6 +66,7 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
       workdir: the directory, which need not exist.
       config: the whole config.
       dataset: what the run trains and is evaluated on.
+      extend: see `check_config`.
 
     Raises:
       UserError: it is not a work directory, or belongs to a run on another config or data set.
@@ -75,7 +77,8 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
         raise UserError(f"{workdir} is a file, not a work directory")
     if not (workdir / "config.json").exists():
         # A run that was killed before it wrote its config may have left these.
-        own = {".lock", "config.json.new", "data.json", "run.json", DAMAGED}
+        own = {".lock", "data.json", "run.json", DAMAGED}
+        own |= {f".{name}.json.new" for name in ("config", "data", "run")}
         if foreign := [path.name for path in workdir.iterdir() if path.name not in own]:
             raise UserError(
                 f"{workdir} is not empty and not a work directory: {foreign[0]} is in it"
@@ -83,7 +86,7 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
         return
     if not has_begun(workdir):
         return
-    check_config(workdir, config)
+    check_config(workdir, config, extend)
     if not has_data(workdir, dataset):
         raise UserError(
             f"{workdir} belongs to a run on other images or labels: choose another --workdir"
@@ -91,28 +94,51 @@ def check(workdir: Path, config, dataset: Dataset) -> None:
 
 
 def has_begun(workdir: Path) -> bool:
-    """Return whether a run, or a teacher of it, has a checkpoint or trained networks."""
+    """Return whether a run, or a teacher of it, has or had a checkpoint or trained networks."""
     runs = (workdir, *workdir.glob("teachers/*"))
-    return any(has_checkpoint(run) or (run / "networks").exists() for run in runs)
+    traces = ("networks", "damaged")
+    return any(has_checkpoint(r) or any((r / trace).exists() for trace in traces) for r in runs)
 
 
-def check_config(workdir: Path, config) -> None:
-    """Check that a config is that of the directory's run.
+def check_config(workdir: Path, config, extend: bool = False) -> list[str]:
+    """Check that a config is that of the directory's run, or may follow it.
 
-    Settings that change no result may differ, such as the directory of the data.
+    Settings that change no result may differ, such as the directory of the data. The number of
+    epochs may be higher than before.
+
+    Args:
+      workdir: of the run.
+      config: the whole config.
+      extend: whether the run may get more epochs although its learning rate depends on them.
+
+    Returns:
+      What differs, each as "key: old value → new value".
 
     Raises:
       UserError: another setting differs.
     """
-    differences = configs.differences(*map(_with_relative_paths, (read_config(workdir), config)))
+    old = read_config(workdir)
     harmless = tuple(f"{key}: " for key in configs.HARMLESS)
     if config.sync_batch_norm and config.micro_batches == 1:
         harmless += ("mesh.",)  # only rounding depends on the mesh
-    if differences := [entry for entry in differences if not entry.startswith(harmless)]:
+    if old.epochs < config.epochs and (extend or not _depends_on_epochs(config)):
+        harmless += ("epochs: ",)
+    differences = configs.differences(*map(_with_relative_paths, (old, config)))
+    if refused := [entry for entry in differences if not entry.startswith(harmless)]:
+        more = refused[0].startswith("epochs: ") and old.epochs < config.epochs
         raise UserError(
-            f"{workdir} belongs to a run with another config ({'; '.join(differences)}): "
+            f"{workdir} belongs to a run with another config ({'; '.join(refused)}): "
             "choose another --workdir, or give the same settings to go on with it"
+            + ", or --extend for more epochs: the learning rate follows their cosine then"
+            * more
         )
+    return differences
+
+
+def _depends_on_epochs(config) -> bool:
+    """Return whether the learning rate of a peer depends on the number of epochs."""
+    every = [optimizers.settings(config, peer).schedule for peer in config.peers]
+    return "cosine" in every
 
 
 def _with_relative_paths(config):
@@ -125,7 +151,7 @@ def _with_relative_paths(config):
 
 def has_data(workdir: str | Path, dataset: Dataset) -> bool:
     """Return whether the splits of this data set that are loaded are those of the run."""
-    checksums = json.loads((Path(workdir) / "data.json").read_text())
+    checksums = files.read_json(Path(workdir) / "data.json", "the data.json of a run")
     return all(checksums.get(key) == value for key, value in fingerprint(dataset).items())
 
 
@@ -159,7 +185,7 @@ def began(workdir: str | Path) -> Began:
     """
     path = Path(workdir) / "run.json"
     try:
-        facts = json.loads(path.read_text())
+        facts = files.read_json(path, "the run.json of a run")
         return Began(
             images=preprocessing.from_json(facts),
             own_images={
@@ -172,9 +198,7 @@ def began(workdir: str | Path) -> Began:
             command=facts["command"],
             versions=facts["versions"],
         )
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not the run.json of a run: {error!r}") from error
 
 
@@ -205,11 +229,22 @@ def create(
             "command": shlex.join(sys.orig_argv),
             "versions": versions(),
         }
-        (workdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (workdir / "data.json").write_text(json.dumps(fingerprint(dataset)))
-        temporary = workdir / "config.json.new"
-        temporary.write_text(configs.to_json(config))
-        temporary.replace(workdir / "config.json")
+        files.write(workdir / "run.json", files.to_json(facts))
+        files.write(workdir / "data.json", files.to_json(fingerprint(dataset)))
+        files.write(workdir / "config.json", configs.to_json(config))
+
+
+def set_epochs(workdir: Path, epochs: int) -> None:
+    """Give a run more epochs.
+
+    Args:
+      workdir: of the run.
+      epochs: of the whole run.
+    """
+    if is_main():
+        config = read_config(workdir)
+        config.epochs = epochs
+        files.write(workdir / "config.json", configs.to_json(config))
 
 
 def fingerprint(dataset: Dataset) -> dict:
