@@ -183,10 +183,11 @@ def restore(
         )
     if not has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet")
-    num_devices = len(jax.devices())
-    mesh_size = max(1, config.mesh.data) * max(1, config.mesh.peer)
-    if mesh_size > num_devices or config.batch_size % num_devices:
-        config.mesh.data = config.mesh.peer = 1  # the run was trained on another machine
+    config.micro_batches = 1
+    try:
+        checks.check(config, len(jax.devices()), own_data=data is not None)
+    except UserError:
+        config.mesh.data = config.mesh.peer = 1  # it may have been trained on another machine
     if data_dir:
         config.data.dir = data_dir
     with Checkpoints(workdir) as checkpoints:

@@ -76,6 +76,8 @@ def check(workdir: Path, config, dataset: Dataset, extend: bool = False) -> None
     if not workdir.is_dir():
         raise UserError(f"{workdir} is a file, not a work directory")
     if not (workdir / "config.json").exists():
+        if has_checkpoint(workdir):
+            raise UserError(f"{workdir} has checkpoints, but its config.json is lost")
         # A run that was killed before it wrote its config may have left these.
         own = {".lock", "data.json", "run.json", DAMAGED}
         own |= {f".{name}.json.new" for name in ("config", "data", "run")}

@@ -1,0 +1,199 @@
+"""Work directories with damaged, lost and foreign files, and on a full disk."""
+
+import json
+import shutil
+
+import jax
+import pytest
+from conftest import assert_trees_equal, run_here, tiny_config, tiny_data
+
+import orc_jax
+from orc_jax.errors import UserError
+from orc_jax.runtime import metrics
+from orc_jax.runtime.checkpoints import Checkpoints
+from orc_jax.trained.networks import from_run
+
+DATA = tiny_data()
+PER_EPOCH = 3
+
+
+def config_of(epochs=3):
+    config = tiny_config(("pixels", "pixels"), "dml")
+    config.epochs = epochs
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A work directory of three epochs, and its last state."""
+    workdir = tmp_path_factory.mktemp("damage") / "run"
+    return workdir, jax.device_get(orc_jax.train(config_of(), workdir, DATA).state)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it to be damaged."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def without_times(workdir):
+    times = ("seconds", "images_per_second")
+    return [{k: v for k, v in r.items() if k not in times} for r in metrics.read(workdir)]
+
+
+def largest(checkpoint):
+    return max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "a flipped bit": (lambda c: flip(largest(c)), "has changed since it was written"),
+    "a file cut off": (lambda c: cut(largest(c)), r"bytes in place of"),
+    "an empty file": (lambda c: largest(c).write_bytes(b""), "has 0 bytes in place of"),
+    "a lost file": (lambda c: largest(c).unlink(), "is missing"),
+    "lost metadata": (lambda c: (c / "state" / "_METADATA").unlink(), "_METADATA is missing"),
+    "torn notes": (lambda c: cut(c / "notes.json"), "is not the notes of a checkpoint"),
+    "an empty folder": (lambda c: (shutil.rmtree(c), c.mkdir()), "state is missing"),
+    "a file": (lambda c: (shutil.rmtree(c), c.write_text("?")), "state is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run, finished, capsys, kind):
+    damage, reason = DAMAGE[kind]
+    last = run / "checkpoints" / str(3 * PER_EPOCH)
+    damage(last)
+    content = sorted(p.name for p in last.rglob("*"))
+    if kind not in ("an empty folder", "a file"):  # those are passed over
+        with pytest.raises(UserError, match=f"{last} is damaged: .*; there is one of step 6"):
+            orc_jax.evaluate(run, data=DATA)
+    assert orc_jax.evaluate(run, str(2 * PER_EPOCH), data=DATA)["top1"]
+
+    capsys.readouterr()
+    result = orc_jax.train(config_of(), run, DATA)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    aside = run / "damaged" / last.name
+    assert len(lines) == 1 and lines[0].startswith(f"warning: {last} is damaged (")
+    assert reason in lines[0] or reason in lines[0].replace("\\", "")
+    assert lines[0].endswith(f"it is in {aside} now")
+    assert sorted(p.name for p in aside.rglob("*")) == content
+    assert_trees_equal(jax.device_get(result.state), finished[1])
+    assert without_times(run) == without_times(finished[0])
+    assert (run / "roles.csv").read_text() == (finished[0] / "roles.csv").read_text()
+
+
+def test_without_a_whole_checkpoint_a_run_begins_again(run, finished, capsys):
+    for checkpoint in (run / "checkpoints").iterdir():
+        flip(largest(checkpoint))
+    result = orc_jax.train(config_of(), run, DATA)
+    assert "there is no whole checkpoint: the run begins again" in capsys.readouterr().out
+    assert_trees_equal(jax.device_get(result.state), finished[1])
+    # It still belongs to its config.
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "networks")
+    (run / "damaged" / "3").mkdir()
+    other = config_of()
+    other.seed = 1
+    with pytest.raises(UserError, match="belongs to a run with another config"):
+        orc_jax.train(other, run, DATA)
+
+
+def test_stray_files_among_checkpoints_stop_nothing(run, finished):
+    for name in ("99", "tmp", "7.orbax-checkpoint-tmp"):
+        (run / "checkpoints" / name).mkdir()
+    (run / "checkpoints" / "notes.txt").write_text("mine")
+    assert orc_jax.evaluate(run, data=DATA)["top1"]
+    assert from_run(run).step == 3 * PER_EPOCH
+    config = config_of(4)
+    result = orc_jax.train(config, run, DATA)
+    assert result.finished and int(result.state.step) == 4 * PER_EPOCH
+    assert (run / "checkpoints" / "notes.txt").read_text() == "mine"
+
+
+def test_the_best_checkpoint_needs_no_metrics(run, finished):
+    with Checkpoints(run) as checkpoints:
+        best, score = checkpoints.step("best"), checkpoints.best_score
+    (run / "metrics.jsonl").unlink()
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.step("best") == best and checkpoints.best_score == score
+    scores = [max(r["test"]["top1"]) for r in metrics.read(finished[0])]
+    assert score == max(scores)
+
+
+def test_checkpoints_of_earlier_versions_have_their_score_in_orbaxs_metrics(run):
+    for step, score in ((6, 80.0), (9, 70.0)):
+        checkpoint = run / "checkpoints" / str(step)
+        (checkpoint / "notes.json").unlink()
+        (checkpoint / "metrics").mkdir()
+        (checkpoint / "metrics" / "metrics").write_text(json.dumps({"target_top1": score}))
+    shutil.rmtree(run / "checkpoints" / "3", ignore_errors=True)
+    with Checkpoints(run) as checkpoints:
+        assert (checkpoints.step("best"), checkpoints.best_score) == (6, 80.0)
+
+
+STRANGE = {
+    "lost": lambda path: path.unlink(),
+    "empty": lambda path: path.write_text(""),
+    "blank": lambda path: path.write_text("\n\n"),
+    "zeros": lambda path: path.write_bytes(b"\0" * 100 + b"\n"),
+    "foreign": lambda path: path.write_text("[1, 2]\n3\nNaN\n{}\n"),
+    "not text": lambda path: path.write_bytes(b"\xff\xfe\n"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_lost_or_foreign_metrics(run, finished, capsys, kind):
+    STRANGE[kind](run / "metrics.jsonl")
+    (run / "roles.csv").write_bytes(b"\0\xff\n")
+    assert orc_jax.evaluate(run, data=DATA)["top1"]
+    with pytest.raises(UserError, match="no peer was evaluated up to this checkpoint"):
+        from_run(run)
+    result = orc_jax.train(config_of(), run, DATA)
+    output = capsys.readouterr().out
+    assert "has lost the records of 2 epochs" in output
+    assert ("not the record of an epoch" in output) == (kind not in ("lost", "empty"))
+    # The record of the last epoch is made again.
+    assert without_times(run) == without_times(finished[0])[-1:]
+    assert result.metrics["test"] == metrics.read(finished[0])[-1]["test"]
+    assert len((run / "roles.csv").read_text().splitlines()) == 3
+
+
+def test_a_foreign_line_among_the_metrics(run, finished, capsys):
+    text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([text[0], "\0\0\n", "\n", *text[1:], "{"]))
+    assert len(metrics.read(run)) == 3
+    expected = f"warning: 2 lines of {run / 'metrics.jsonl'} are left out"
+    assert capsys.readouterr().out.startswith(expected)
+    orc_jax.train(config_of(), run, DATA)
+    assert (run / "metrics.jsonl").read_text() == "".join(text)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\0\0", b"[]", b"{", b"\xff", b'{"a": NaN}', b"{}"]
+)
+@pytest.mark.parametrize("name", ["config.json", "run.json", "data.json"])
+def test_other_files_that_are_lost_or_damaged_are_named(run, name, content):
+    if (name, content) == ("data.json", b"{}"):
+        pytest.skip("these are the checksums of other data")
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        orc_jax.evaluate(run, data=DATA)
+    with pytest.raises(UserError, match=name):
+        orc_jax.train(config_of(), run, DATA)
+    for command in ("report", "predict"):
+        if name != "data.json":  # they do not look at it
+            images = ["x.png"] * (command == "predict")
+            result = run_here(command, str(run), *images)
+            assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
