@@ -5,6 +5,7 @@ from pathlib import Path
 
 from experiments.results import Result, Summary
 from orc_jax.insight import figures
+from orc_jax.runtime import files
 
 GREY, BLUE, ORANGE = "#888888", "#1f77b4", "#d95f02"
 
@@ -40,5 +41,6 @@ def save(
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     temporary = path.with_name(f"{path.name}.new")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    with files.unwritable(path):
+        figure.savefig(temporary, format="png", dpi=150)
+        temporary.replace(path)

@@ -15,7 +15,7 @@ from scipy import stats
 
 from experiments.study import Run, Study
 from orc_jax import methods
-from orc_jax.runtime import metrics
+from orc_jax.runtime import files, metrics
 
 COLUMNS = ("variant", "seed", "top1", "measure", "ensemble", "promoted", "seconds", "workdir")
 
@@ -137,11 +137,4 @@ def write_csv(path: Path, results: list[Result]) -> None:
         values["measure"] = f"{result.measure:.4f}"
         values["ensemble"] = f"{result.ensemble:.4f}"
         rows.writerow(values.values())
-    write(path, text.getvalue())
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, text.getvalue())

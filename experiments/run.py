@@ -21,6 +21,7 @@ from experiments.live import table
 from orc_jax.commands import command_line
 from orc_jax.errors import UserError, unknown
 from orc_jax.insight import figures
+from orc_jax.runtime import files
 from orc_jax.runtime.display import console
 from orc_jax.runtime.workdir import Lock
 
@@ -162,8 +163,8 @@ def report(plan: Plan, work: jobs.Jobs) -> tuple[tuple[str, ...], list[list[tabl
     head, rows = tables.header(known), tables.rows(summaries, known)
     notes = tables.notes(study, target, known)
     results.write_csv(base.out / "results.csv", compared)
-    results.write(base.out / "table.md", tables.markdown(title, head, rows, notes))
-    results.write(base.out / "table.tex", tables.latex(title, head, rows, notes))
+    files.write(base.out / "table.md", tables.markdown(title, head, rows, notes))
+    files.write(base.out / "table.tex", tables.latex(title, head, rows, notes))
     if summaries:
         plot.save(base.out / "plot.png", title, study.baseline, compared, summaries)
     return head, rows

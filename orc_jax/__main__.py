@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 from orc_jax.commands import COMMANDS
-from orc_jax.commands.command_line import fail
+from orc_jax.commands.command_line import fail, show
 from orc_jax.errors import unknown
 
 
@@ -13,10 +13,10 @@ def main() -> None:
     """Run the command that the first argument names, or list the commands."""
     if len(sys.argv) < 2 or sys.argv[1] in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
-        print("usage: python -m orc_jax COMMAND [--FLAG=VALUE …]  (or: orc-jax COMMAND …)\n")
-        for name, summary in COMMANDS.items():
-            print(f"  {name:{width}}  {summary}")
-        print("\npython -m orc_jax COMMAND --help lists the flags of a command.")
+        listed = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+        usage = "usage: python -m orc_jax COMMAND [--FLAG=VALUE …]  (or: orc-jax COMMAND …)"
+        more = "python -m orc_jax COMMAND --help lists the flags of a command."
+        show("\n".join([usage, "", *listed, "", more]))
         return
     name = sys.argv.pop(1)
     if name not in COMMANDS:

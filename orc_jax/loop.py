@@ -3,6 +3,7 @@
 import collections
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from orc_jax.data import batches, stream
 from orc_jax.errors import UserError, counted
 from orc_jax.evaluation import evaluate_split, renewal, show_table
 from orc_jax.prepare import Setup
-from orc_jax.runtime import display, metrics, processes
+from orc_jax.runtime import display, files, metrics, processes
 from orc_jax.runtime.metrics import chosen_by
 from orc_jax.runtime.profile import Profiler
 from orc_jax.runtime.signals import Stopped
@@ -89,26 +90,55 @@ class Loop:
 
     def run(self) -> Result:
         """Train to the end of the last epoch, or until a signal asks to stop."""
-        setup, per_epoch, shown = self.setup, self.setup.steps_per_epoch, self.shown
+        setup, shown = self.setup, self.shown
         writers = metrics.Writers(self.workdir, setup.group.names, self.step)
-        with writers, self.profiler, shown:
-            _introduce(setup, self.workdir, self.step, shown)
-            shown.begin(self.step)
-            try:
-                if self._is_unrecorded():
-                    self._end_epoch(self.step // per_epoch, writers)
-                following = training_batches(setup, self.step)
-                for epoch in range(self.step // per_epoch, setup.config.epochs):
-                    if self.renew and self.step == epoch * per_epoch:
-                        self.state = self.renew(self.state)
-                    self.clock = time.monotonic(), self.step
-                    if isinstance(setup.train_split, stream.OnDisk):
-                        setup.train_split.passed_over.clear()
-                    self._train_epoch(following, (epoch + 1) * per_epoch)
-                    self._end_epoch(epoch + 1, writers)
-            except Stopped:
-                return self._stop()
-        return self._finish()
+        with self._errors_say_what_is_safe():
+            with writers, self.profiler, shown:
+                _introduce(setup, self.workdir, self.step, shown)
+                shown.begin(self.step)
+                try:
+                    self._train(writers)
+                except Stopped:
+                    return self._stop()
+            return self._finish()
+
+    @contextmanager
+    def _errors_say_what_is_safe(self) -> Iterator[None]:
+        """Add to errors from where the run can go on."""
+        try:
+            with files.unwritable("standard output"):
+                yield
+        except UserError as error:
+            last = self.checkpoints.step("last")
+            safe = (
+                "there is no checkpoint yet"
+                if last is None
+                else f"the checkpoint of step {last} is whole: the same command goes on from there"
+            )
+            raise UserError(f"{error}; {safe}") from error
+
+    def _train(self, writers) -> None:
+        """Train the epochs that are left, with their evaluations.
+
+        Args:
+          writers: of the metrics.
+
+        Raises:
+          Stopped: a signal asks to stop.
+          UserError: see `training.train`.
+        """
+        setup, per_epoch = self.setup, self.setup.steps_per_epoch
+        if self._is_unrecorded():
+            self._end_epoch(self.step // per_epoch, writers)
+        following = training_batches(setup, self.step)
+        for epoch in range(self.step // per_epoch, setup.config.epochs):
+            if self.renew and self.step == epoch * per_epoch:
+                self.state = self.renew(self.state)
+            self.clock = time.monotonic(), self.step
+            if isinstance(setup.train_split, stream.OnDisk):
+                setup.train_split.passed_over.clear()
+            self._train_epoch(following, (epoch + 1) * per_epoch)
+            self._end_epoch(epoch + 1, writers)
 
     def _is_unrecorded(self) -> bool:
         """Return whether the run ended between an epoch's last step and the end of its evaluation.
@@ -137,7 +167,8 @@ class Loop:
                 if jax.process_count() > 1 or not self.step:
                     raise  # the other processes may have read their images
                 self._save()
-                raise UserError(f"{error}; the checkpoint of step {self.step} is saved") from error
+                self.checkpoints.wait()
+                raise error
             self.profiler.before_step(self.state)
             with jax.transfer_guard("disallow"):
                 self.state = self.train_step(self.state, split, order)
@@ -157,7 +188,7 @@ class Loop:
             if self.shown.due():
                 # The check is a computation of all processes, but their clocks differ.
                 if jax.process_count() == 1:
-                    _check_finite(self.setup, self.state, self.checkpoints)
+                    _check_finite(self.setup, self.state)
                 self.shown.update(self.step, _training(self.state))
 
     def _is_due(self) -> bool:
@@ -170,7 +201,7 @@ class Loop:
 
     def _save(self) -> None:
         """Start to write a checkpoint of this step, unless there is one."""
-        _check_finite(self.setup, self.state, self.checkpoints)
+        _check_finite(self.setup, self.state)
         self.checkpoints.save(self.step, self.state)
         self.saved_at = time.monotonic()
 
@@ -213,7 +244,7 @@ class Loop:
         if is_due:
             self._save()
         else:
-            _check_finite(setup, self.state, self.checkpoints)
+            _check_finite(setup, self.state)
         if epoch % config.eval_every == 0 or is_last:
             if setup.val_split is not None:
                 record["val"] = self._evaluated(setup.val_split)
@@ -353,7 +384,7 @@ def _warnings(setup) -> Iterator[str]:
         yield f"with {counted(count, 'test image')}, one is {100 / count:.1f} % of the accuracy"
 
 
-def _check_finite(setup, state, checkpoints):
+def _check_finite(setup, state):
     """Check that the outputs and weights of all peers have been finite so far.
 
     It is called before every checkpoint, so that none is saved with other weights.
@@ -367,9 +398,7 @@ def _check_finite(setup, state, checkpoints):
         return
     step = failed_at[failed_at >= 0].min()
     failed = [f"{i} ({setup.group.names[i]})" for i in np.flatnonzero(failed_at == step)]
-    last = checkpoints.step("last")
-    kept = "no checkpoint yet" if last is None else f"the checkpoint of step {last} is kept"
     raise UserError(
-        f"the loss of peer {', '.join(failed)} is not finite from step {step} on: stopped; {kept}. "
-        "A lower learning rate or a warm-up often helps."
+        f"the loss of peer {', '.join(failed)} is not finite from step {step} on: stopped (a lower "
+        "learning rate or a warm-up often helps)"
     )

@@ -1,16 +1,35 @@
 """Work directories with damaged, lost and foreign files, and on a full disk."""
 
+import errno
 import json
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import pytest
-from conftest import assert_trees_equal, run_here, tiny_config, tiny_data
+from conftest import (
+    QUICK,
+    ROOT,
+    TOO_LONG,
+    WITH_TINY,
+    assert_trees_equal,
+    run_command,
+    run_here,
+    tiny_config,
+    tiny_data,
+)
+from test_interruptions import held, without_times
 
 import orc_jax
 from orc_jax.errors import UserError
-from orc_jax.runtime import metrics
-from orc_jax.runtime.checkpoints import Checkpoints
+from orc_jax.runtime import files, metrics
+from orc_jax.runtime.checkpoints import Checkpoints, steps
 from orc_jax.trained.networks import from_run
 
 DATA = tiny_data()
@@ -34,11 +53,6 @@ def finished(tmp_path_factory):
 def run(finished, tmp_path):
     """A copy of it to be damaged."""
     return shutil.copytree(finished[0], tmp_path / "run")
-
-
-def without_times(workdir):
-    times = ("seconds", "images_per_second")
-    return [{k: v for k, v in r.items() if k not in times} for r in metrics.read(workdir)]
 
 
 def largest(checkpoint):
@@ -197,3 +211,90 @@ def test_other_files_that_are_lost_or_damaged_are_named(run, name, content):
             images = ["x.png"] * (command == "predict")
             result = run_here(command, str(run), *images)
             assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+
+
+def held_command(tmp_path, step):
+    """A command that trains in `tmp_path`/run, and waits before a step."""
+    command = [WITH_TINY, "orc_jax.main", "--config=configs/digits.py:dml:pixels,pixels"]
+    changes = ["--config.epochs=2", "--config.data.train_images=256"]
+    # The limit is also that of compiled programs.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    return held([*command, *changes], tmp_path, f"held{step}", step, cache)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process's files")
+def test_a_disk_that_becomes_full(tmp_path):
+    """By a limit on the size of files, whose error is another one of the same kind."""
+    for step, number in ((2, signal.SIGTERM), (3, 0)):
+        process, go = held_command(tmp_path, step)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
+        if number:
+            process.send_signal(number)
+            time.sleep(1)  # a thread notes it
+        go.touch()
+        output, _ = process.communicate(timeout=TOO_LONG)
+        errors = [line for line in output.splitlines() if not line.startswith("SIGTERM: ")]
+        assert process.returncode == 1 and "Traceback" not in output, output
+        what = f"{tmp_path}/run/checkpoints/{step + 1} cannot be written: File too large"
+        assert errors[-1] == f"error: {what}; there is no checkpoint yet"
+    process, go = held_command(tmp_path, 6)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
+    go.touch()
+    output, _ = process.communicate(timeout=TOO_LONG)
+    assert process.returncode == 1 and "Traceback" not in output, output
+    assert "the checkpoint of step 4 is whole: the same command goes on from there" in output
+    assert steps(tmp_path / "run") == [4]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@pytest.mark.parametrize("command", [["models"], ["train", "--help"], []])
+def test_standard_output_that_is_full(command):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "orc_jax", *command],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 1
+    expected = "error: standard output cannot be written: No space left on device\n"
+    assert result.stderr == expected
+
+
+@pytest.mark.parametrize("unwritable", ["run.json", "metrics.jsonl", "roles.csv", "tensorboard"])
+def test_any_file_of_a_run_that_cannot_be_written_is_named(tmp_path, monkeypatch, unwritable):
+    real_write = files._write
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(path, mode, text):
+        full() if unwritable in path.name else real_write(path, mode, text)
+
+    monkeypatch.setattr(files, "_write", write)
+    if unwritable == "tensorboard":
+        monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.flush", full)
+    with pytest.raises(UserError, match=rf"{unwritable} cannot be written: No space left on dev"):
+        orc_jax.train(config_of(), tmp_path / "run", DATA)
+
+
+def test_a_terminal_without_unicode(tmp_path):
+    environment = QUICK | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    preset = "configs/digits.py:dml:pixels,pixels"
+    workdir = tmp_path / "run"
+    train = ["orc_jax.main", f"--config={preset}", "--config.epochs=1", f"--workdir={workdir}"]
+    evaluate = ["orc_jax.evaluate", f"--workdir={workdir}"]
+    commands = [[WITH_TINY, *train], [WITH_TINY, *evaluate], ["-m", "orc_jax"]]
+    for arguments in (*commands, ["-m", "orc_jax", "train", "--help"]):
+        result = run_command(*arguments, env=environment)
+        assert result.stdout.isascii() and not result.stderr
+        assert "\\x" not in result.stdout and "\\u" not in result.stdout
+    refused = run_command(WITH_TINY, *train[:-1], "--config.lr=ä", env=environment, check=False)
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_directory_whose_name_is_not_text(tmp_path):
+    with pytest.raises(UserError, match=r"the work directory is .*caf\\udce9, allowed: a path in"):
+        orc_jax.train(config_of(), tmp_path / "caf\udce9", DATA)
+    assert not list(tmp_path.iterdir())

@@ -119,13 +119,16 @@ def command_on(root):
     return [WITH_TINY, "orc_jax.main", "--config=configs/folder.py:dml:pixels,pixels", *changes]
 
 
-def held(command, tmp_path, name, step):
+def held(command, tmp_path, name, step, environment=None):
     """A process group that trains, and waits before a step; and the file that lets it go on."""
     here, go = tmp_path / name, tmp_path / f"{name}.go"
     process = subprocess.Popen(
         [sys.executable, *command, f"--workdir={tmp_path}/run"],
         cwd=ROOT,
-        env=os.environ | QUICK | {"HOLD": str(step), "HELD": str(here), "GO": str(go)},
+        env=os.environ
+        | QUICK
+        | {"HOLD": str(step), "HELD": str(here), "GO": str(go)}
+        | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -163,7 +166,7 @@ def test_reading_workers_that_are_killed_orphaned_or_interrupted(tmp_path):
     last = output.strip().splitlines()[-1]
     assert last.startswith("error: a process that reads images has died")
     step = steps(tmp_path / "run")[-1]
-    assert last.endswith(f"the checkpoint of step {step} is saved") and step >= 9
+    assert f"; the checkpoint of step {step} is whole: the same command" in last and step >= 9
     until(lambda: not members(process.pid))
 
     process, _ = held(command, tmp_path, "second", step + 2)

@@ -1,13 +1,17 @@
 """What the commands share: flags, the help page, and one line for a user's mistake."""
 
+import codecs
 import io
+import os
 import re
 import sys
 import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
+from logging import getLogger
 from os.path import expanduser
 from typing import NoReturn
 
@@ -17,13 +21,21 @@ from PIL import Image
 from orc_jax import checks
 from orc_jax.errors import UserError
 from orc_jax.runtime.caches import keep_programs
+from orc_jax.runtime.files import unwritable
 from orc_jax.runtime.processes import leave
 from orc_jax.runtime.signals import end_commands_at_once
 
 HELP_WIDTH = 100  # columns
+PLAIN = {"×": "x", "…": "...", "→": "->", "—": "-", "–": "-", "±": "+-", "█": "#", "²": "^2"}
+PLAIN |= {"³": "^3", "−": "-", "≥": ">=", "≤": "<=", "α": "alpha", "β": "beta", "λ": "lambda"}
 
 
-def run(command: Callable[..., object], *arguments: str, example: str = "") -> None:
+def run(
+    command: Callable[..., object],
+    *arguments: str,
+    example: str = "",
+    first: Callable[[], object] = lambda: None,
+) -> None:
     """Parse the flags, run the command, and exit; with `--help`, only print how it is called.
 
     A mistake in the flags or a `UserError` ends with one line on standard error and exit
@@ -34,25 +46,29 @@ def run(command: Callable[..., object], *arguments: str, example: str = "") -> N
       arguments: their names, e.g. "FILE". Each must be given once; the last one may end with "…",
         as in "FILE…", and is then given once or more.
       example: arguments of a typical call, for the help page.
+      first: what is to be done before JAX is used.
     """
 
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
-        print(help_page(sys.modules[command.__module__], arguments, example))
+        show(help_page(sys.modules[command.__module__], arguments, example))
         return
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test keeps what is printed
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
+    _print_what_can_be_printed()
 
     def main(argv):
-        # JAX warns of every backend that is missing, Orbax of what it leaves undone on disk.
+        # JAX warns of every backend that is missing; Orbax logs what it raises.
         logging.set_verbosity(logging.WARNING)
         # Up to twice Pillow's limit an image is decoded without a word; beyond it is refused.
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-        logging.get_absl_logger().setLevel("ERROR")
-        keep_programs()
+        logging.get_absl_logger().setLevel("CRITICAL")
+        _report_disk_errors_once()
         end_commands_at_once()
         try:
-            command(*argv[1:])
+            first()
+            keep_programs()
+            with unwritable("standard output"):
+                command(*argv[1:])
+                sys.stdout.flush()
         except UserError as error:
             fail(error)
         except Exception:
@@ -60,6 +76,48 @@ def run(command: Callable[..., object], *arguments: str, example: str = "") -> N
             leave(1)
 
     app.run(main, flags_parser=partial(_parse, arguments))
+
+
+def _print_what_can_be_printed() -> None:
+    """Print plain letters in place of characters that the terminal's encoding does not have.
+
+    The names of files need not even be text.
+    """
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a test keeps what is printed
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return what stands for a character that cannot be encoded, and where to go on after it."""
+    if isinstance(error, UnicodeEncodeError) and (found := error.object[error.start]) in PLAIN:
+        return PLAIN[found], error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+def show(text: str) -> None:
+    """Print a text; end with one line if standard output cannot be written."""
+    _print_what_can_be_printed()
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        fail(f"standard output cannot be written: {error.strerror}")
+
+
+def _report_disk_errors_once() -> None:
+    """Keep others from reporting what is raised, too, when a file cannot be written."""
+    getLogger("asyncio").setLevel("CRITICAL")
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+    report = sys.unraisablehook
+
+    def report_others(unraisable):
+        # The end of TensorStore's parts of a checkpoint, and of files that are flushed at last.
+        error = unraisable.exc_value
+        if str(error) != "Event loop is closed" and not isinstance(error, OSError):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
 
 
 def help_page(module, arguments: Iterable[str], example: str) -> str:
@@ -156,5 +214,10 @@ def _parse(arguments, argv):
 
 def fail(error: Exception | str) -> NoReturn:
     """Print one line on standard error and end with exit status 1."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be written then cannot be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     leave(1)

@@ -12,7 +12,7 @@ from rich.table import Table
 from orc_jax.commands import command_line
 from orc_jax.data.folder import printable
 from orc_jax.errors import UserError, counted
-from orc_jax.runtime import display
+from orc_jax.runtime import display, files
 from orc_jax.runtime.workdir import check_writable
 from orc_jax.trained.model import load
 from orc_jax.trained.predicting import Prediction, images_of, predict
@@ -72,10 +72,6 @@ def main() -> None:
         if not out.value:
             print(text, end="")
             return
-        try:
-            # The names of files need not be valid text.
-            Path(out.value).write_text(text, encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise UserError(f"{out.value} cannot be written: {error.strerror}") from error
+        files.write(Path(out.value), text)
 
     command_line.run(command, "DIR", "IMAGE…", example="exports/digits image.jpg folder/")

@@ -60,7 +60,6 @@ def main() -> None:
     flags.mark_flag_as_required("config")
 
     def command():
-        processes.join(distributed.value)
         path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         try:
             method = config.value.method.name
@@ -78,5 +77,7 @@ def main() -> None:
         )
 
     command_line.run(
-        command, example="--config=configs/digits.py:dml --config.epochs=5 --workdir=runs/dml"
+        command,
+        example="--config=configs/digits.py:dml --config.epochs=5 --workdir=runs/dml",
+        first=lambda: processes.join(distributed.value),
     )

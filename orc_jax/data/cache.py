@@ -1,13 +1,22 @@
 """A cache of arrays in a folder."""
 
+import os
+import platform
+import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from orc_jax.errors import UserError
+
+LIMIT = 50 * 2**30  # bytes of all arrays
+NEW = "new-"  # prefix of what is being written
+DAY = 24 * 3600  # seconds
 
 
 def cached(folder: Path | None, key: str, make: Callable[[], dict]) -> dict[str, np.ndarray]:
@@ -26,23 +35,61 @@ def cached(folder: Path | None, key: str, make: Callable[[], dict]) -> dict[str,
     file = folder / f"{key[:32]}.npz"
     try:
         with np.load(file) as arrays:
-            return dict(arrays)
+            found = dict(arrays)
+        with suppress(OSError):
+            os.utime(file)  # it was used now
+        return found
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         pass
+    with suppress(OSError):
+        _remove_leftovers(folder)
     _keep(file, {})  # whether it can be kept is found out before it takes long to make
     arrays = make()
     _keep(file, arrays)
     return arrays
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes have left that were killed while they wrote."""
+    for path in folder.glob(f"{NEW}*"):
+        host, _, rest = path.name.removeprefix(NEW).rpartition("-")[0].rpartition("-")
+        is_here = host == platform.node() and rest.isdecimal()
+        # Of a process on another machine nobody knows here whether it lives.
+        if _has_ended(int(rest)) if is_here else time.time() - path.stat().st_mtime > DAY:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _forget_old(newest: Path) -> None:
+    """Remove the arrays that were not used for longest, beyond the limit of the cache."""
+    files = [(path, path.stat()) for path in newest.parent.glob("*.npz") if path != newest]
+    total = newest.stat().st_size + sum(status.st_size for _, status in files)
+    for path, status in sorted(files, key=lambda entry: entry[1].st_mtime):
+        if total <= LIMIT:
+            return
+        path.unlink(missing_ok=True)
+        total -= status.st_size
+
+
 def _keep(file, arrays):
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
+        prefix = f"{NEW}{platform.node()}-{os.getpid()}-"
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=prefix) as temporary:
             new = Path(temporary) / file.name
             np.savez(new, **arrays)
             if arrays:
                 new.replace(file)
+                _forget_old(file)
     except OSError as error:
         raise UserError(
             f"decoded images cannot be kept in {file.parent}: {error.strerror}; "

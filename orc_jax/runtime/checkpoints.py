@@ -7,6 +7,7 @@ what Orbax wrote, `notes.json` of a checkpoint holds its score and the checksums
 import json
 import logging
 import zlib
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class Checkpoints:
     def __exit__(self, kind, *_):
         if kind and issubclass(kind, jax.errors.JaxRuntimeError):
             return  # to wait would be to wait for a process that has died
-        self.wait()
+        with suppress(UserError) if kind else nullcontext():  # the first error is the cause
+            self.wait()
         self._manager.close()
 
     def save(self, step: int, state: State) -> None:
@@ -73,10 +75,15 @@ class Checkpoints:
         Args:
           step: steps done.
           state: what to write.
+
+        Raises:
+          UserError: it cannot be written, or the one before it could not.
         """
         self.wait()
         if step not in steps(self._directory.parent):
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+            args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+            with files.unwritable(self._directory / str(step)):
+                self._manager.save(step, args=args)
             self._pending = step
 
     def rate(self, step: int, score: float) -> None:
@@ -163,9 +170,13 @@ class Checkpoints:
 
         Args:
           score: of the last one; None if it was not evaluated.
+
+        Raises:
+          UserError: the last one cannot be written.
         """
-        self._manager.wait_until_finished()
         step, self._pending = self._pending, None
+        with files.unwritable(self._directory / str(step)):
+            self._manager.wait_until_finished()
         if step is not None and is_main():
             checkpoint = self._directory / str(step)
             notes = {"score": score, "files": _checksums(checkpoint)}

@@ -1,11 +1,16 @@
 """Text files that a kill or a full disk never leaves half written."""
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orc_jax.errors import UserError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
 
 
 def write(path: Path, text: str) -> None:
@@ -14,13 +19,14 @@ def write(path: Path, text: str) -> None:
     Args:
       path: the file.
       text: its new content.
+
+    Raises:
+      UserError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with unwritable(path):
+        _write(temporary, "w", text)
+        temporary.replace(path)
 
 
 def append(path: Path, text: str) -> None:
@@ -29,11 +35,48 @@ def append(path: Path, text: str) -> None:
     Args:
       path: the file.
       text: whole lines.
+
+    Raises:
+      UserError: it cannot be written.
     """
-    with path.open("a", encoding="utf-8", newline="") as file:
+    with unwritable(path):
+        _write(path, "a", text)
+
+
+def _write(path, mode, text):
+    with path.open(mode, encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def unwritable(path: Path | str) -> Iterator[None]:
+    """Turn the errors of a full disk and the like, while a file is written, into a `UserError`.
+
+    Args:
+      path: what is written.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _disk_error(error)
+        if not reason:
+            raise
+        raise UserError(f"{path} cannot be written: {reason}") from error
+
+
+def _disk_error(error: BaseException | None) -> str:
+    """Return what the operating system says is wrong, or "" if it is not the cause of an error."""
+    while error is not None:
+        # TensorStore, which Orbax writes with, has no exceptions of its own.
+        for number in DISK_ERRORS:
+            if os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def to_json(value: Any) -> str:

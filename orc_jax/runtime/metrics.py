@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import math
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from orc_jax.errors import counted
 from orc_jax.runtime import display, files
 from orc_jax.runtime.processes import is_main
+from orc_jax.runtime.tensorboard import Board
 
 ROLE_COLUMNS = (
     "epoch",
@@ -135,7 +135,7 @@ class Writers:
           step: of the checkpoint that training goes on from; 0 for a new run.
         """
         self._names = names
-        self._board = None
+        self._board: Board | None = None
         if not is_main():
             return
         self._metrics = workdir / "metrics.jsonl"
@@ -144,7 +144,7 @@ class Writers:
         files.write(self._metrics, "".join(map(_line, records)))
         header = ",".join(ROLE_COLUMNS) + "\n"
         files.write(self._roles, header + "".join(map(self._role_rows, records)))
-        self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._board = Board(workdir / "tensorboard", step + 1)
 
     def write(self, record: dict) -> None:
         """Append the record of an epoch to every file."""
@@ -152,9 +152,7 @@ class Writers:
             return
         files.append(self._metrics, _line(record))
         files.append(self._roles, self._role_rows(record))
-        for tag, value in _scalars(record, self._names):
-            self._board.add_scalar(tag, value, record["step"])
-        self._board.flush()
+        self._board.add(dict(_scalars(record, self._names)), record["step"])
 
     def _role_rows(self, record) -> str:
         train, text = record["train"], io.StringIO()
@@ -173,21 +171,6 @@ class Writers:
     def __exit__(self, *_):
         if self._board is not None:
             self._board.close()
-
-
-def _summary_writer():
-    """Import tensorboardX's writer without PyTorch.
-
-    It would import PyTorch if that is installed, which takes two seconds, only to know its
-    tensors.
-    """
-    sys.modules.setdefault("torch", None)
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if sys.modules["torch"] is None:
-            del sys.modules["torch"]
-    return SummaryWriter
 
 
 def _line(record: dict) -> str:

@@ -12,6 +12,7 @@ from orc_jax import config as configs
 from orc_jax import optimizers
 from orc_jax.data import Dataset, preprocessing
 from orc_jax.data.decode import DAMAGED
+from orc_jax.data.folder import printable
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.runtime import files
@@ -49,8 +50,10 @@ def check_saveable(directory: Path, what: str) -> None:
 
     Raises:
       UserError: they cannot. Orbax takes *, ? and [ in a path for a pattern, and would write what
-        it cannot read.
+        it cannot read; it takes no path that is not valid text.
     """
+    if not printable(str(directory.absolute())) == str(directory.absolute()):
+        raise UserError(f"{what} is {printable(str(directory))}, allowed: a path in UTF-8")
     if found := set("*?[") & set(str(directory.absolute())):
         raise UserError(f"{what} is {directory}, allowed: a path without {' '.join(sorted(found))}")
     check_writable(directory, what)

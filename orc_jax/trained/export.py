@@ -9,6 +9,7 @@ import jax
 from orc_jax import prepare
 from orc_jax.data.decode import come_from_files
 from orc_jax.errors import UserError
+from orc_jax.runtime import files as text_files
 from orc_jax.runtime.checkpoints import read_config
 from orc_jax.runtime.versions import versions
 from orc_jax.runtime.workdir import began, check_writable
@@ -57,7 +58,7 @@ def export(
     check_writable(directory.parent, "the folder of --out")
     peer = str(peer)
     trained, run = networks.from_run(workdir, peer, checkpoint), began(workdir)
-    data = json.loads((Path(workdir) / "data.json").read_text())
+    data = text_files.read_json(Path(workdir) / "data.json", "the data.json of a run")
     count = quantized.CALIBRATION
     images = prepare.sample_and_test(workdir, count, data_dir) if quantize else ()
     new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
@@ -83,7 +84,7 @@ def export(
             "data": data,
             "config": json.loads(read_config(workdir).to_json()),
         }
-        (new / "export.json").write_text(json.dumps(about, indent=2) + "\n")
+        (new / "export.json").write_text(text_files.to_json(about), encoding="utf-8")
         if come_from_files(trained.images[0].image_shape):
             (new / "classify.py").write_text(model_card.classify(about["images"]))
         (new / "README.md").write_text(model_card.text(about, directory.name), encoding="utf-8")

@@ -20,7 +20,7 @@ from orc_jax import methods, models, peers
 from orc_jax.data import preprocessing
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
-from orc_jax.runtime import display
+from orc_jax.runtime import display, files
 from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
 from orc_jax.runtime.processes import barrier, is_main
 from orc_jax.runtime.workdir import began
@@ -37,15 +37,19 @@ def save(directory: str | Path, variables, description: dict) -> None:
       variables: {"params", "batch_stats"}.
       description: content of `network.json`: "network" (the name), "num_classes", and optionally
         "class_names" and the keys of `Preprocessing.to_json`.
+
+    Raises:
+      UserError: it cannot be written.
     """
     directory = Path(directory)
     new = directory.with_name(f".{directory.name}.new")
     if is_main():
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        (new / "network.json").write_text(json.dumps(description, indent=2) + "\n")
+        with files.unwritable(directory):
+            new.mkdir(parents=True)
+        files.write(new / "network.json", files.to_json(description))
     barrier(f"{new} exists")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with files.unwritable(directory), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((new / "variables").absolute(), jax.device_get(variables))
     if is_main():
         shutil.rmtree(directory, ignore_errors=True)
