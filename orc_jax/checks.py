@@ -2,7 +2,9 @@
 
 import json
 import math
+import numbers
 import re
+from typing import Any
 
 import jax
 from absl import flags
@@ -29,11 +31,7 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
       UserError: a setting is wrong. The message names the first one, with the value given and
         the values allowed.
     """
-    if not config.peers or not all(isinstance(peer, ConfigDict) for peer in config.peers):
-        raise UserError(
-            f"config.peers is {config.peers!r}, allowed: a tuple of networks, each made by "
-            "orc_jax.peer"
-        )
+    check_form(config)
     method = methods.get(config.method.get("name", ""))
     template = configs.default_config(config.method.name)
     template.peers = tuple(configs.peer("") for _ in config.peers)
@@ -91,6 +89,25 @@ def check(config, num_devices: int, own_data: bool = False) -> tuple[int, int]:
     return _mesh_shape(config, method, num_devices)
 
 
+def check_form(config) -> None:
+    """Check that a config has the parts that tell what else it must have.
+
+    Raises:
+      UserError: it has not.
+    """
+    if not isinstance(config.get("method"), ConfigDict):
+        raise UserError(
+            f"config.method is {config.get('method')!r}, allowed: settings, as those of "
+            "orc_jax.default_config"
+        )
+    members = config.get("peers")
+    is_tuple = isinstance(members, (tuple, list))
+    if not is_tuple or not members or not all(isinstance(peer, ConfigDict) for peer in members):
+        raise UserError(
+            f"config.peers is {members!r}, allowed: a tuple of networks, each made by orc_jax.peer"
+        )
+
+
 def _check_peers(config, method):
     """Check that the peers can do what the method needs of them."""
     if method.needs.shared_trunk(config.method):
@@ -133,11 +150,23 @@ def _check_keys(config, template, where):
     if missing := sorted(set(template) - set(config)):
         raise UserError(f"{where} has no key {missing[0]!r}")
     for key, value in template.items():
+        may_be_none = where == "config.method"  # a role that no peer plays
+        if not _is_like(config[key], value) and not (may_be_none and config[key] is None):
+            kind = "settings" if isinstance(value, ConfigDict) else type(value).__name__
+            raise UserError(f"{where}.{key} is {config[key]!r}, allowed: {kind}")
         if isinstance(value, ConfigDict):
             _check_keys(config[key], value, f"{where}.{key}")
         elif key == "peers":
             for i, (peer, peer_template) in enumerate(zip(config.peers, value, strict=True)):
                 _check_keys(peer, peer_template, f"{where}.peers[{i}]")
+
+
+def _is_like(value, example) -> bool:
+    """Return whether a value is of a type that can stand where the example stands."""
+    if example is None or isinstance(value, bool) or isinstance(example, bool):
+        return example is None or isinstance(value, bool) == isinstance(example, bool)
+    kinds: dict[type, Any] = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}
+    return isinstance(value, kinds.get(type(example), type(example)))
 
 
 def _check_numbers(config):
@@ -243,6 +272,30 @@ def check_data(config, dataset: datasets.Dataset, num_images: int) -> None:
         )
 
 
+# Of an override, between "--config." and "=".
+_KEY = re.compile(r"[A-Za-z_]\w*(\[\d+\])*(\.[A-Za-z_]\w*(\[\d+\])*)*")
+
+
+def check_form_of_overrides(argv: list[str]) -> None:
+    """Check that all overrides look like --config.KEY=VALUE.
+
+    Args:
+      argv: the command line.
+
+    Raises:
+      UserError: one does not. The message names the first one.
+    """
+    for argument in argv:
+        key = re.match(r"--?config\.([^=]*)", argument)
+        if key and not _KEY.fullmatch(key[1]):
+            numbered = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key[1])
+            hint = f"did you mean --config.{numbered}? " if _KEY.fullmatch(numbered) else ""
+            raise UserError(
+                f"{argument!r} is not a setting: {hint}allowed: --config.KEY=VALUE, such as "
+                "--config.optimizer.learning_rate=0.1 or --config.peers[0].model=resnet8"
+            )
+
+
 def check_overrides(argv: list[str]) -> None:
     """Check that the keys of all overrides, --config.KEY=VALUE, exist.
 
@@ -264,6 +317,10 @@ def check_overrides(argv: list[str]) -> None:
             if isinstance(node, ConfigDict) and key not in node:
                 raise unknown(f"key of {where}", key, node)
             if isinstance(node, (tuple, list)):
+                if not any(isinstance(entry, ConfigDict) for entry in node):
+                    raise UserError(
+                        f'{where} is given as a whole: "--{where}=({", ".join(map(str, node))},)"'
+                    )
                 if not key.isdigit() or int(key) >= len(node):
                     raise UserError(f"{where} has no [{key}], allowed: 0 to {len(node) - 1}")
                 node, where = node[int(key)], f"{where}[{key}]"

@@ -74,7 +74,8 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
         (tmp_path / name / "x.npz").write_bytes(b"0")
     os.utime(tmp_path / "new-another-host-12-a4", (0, 0))
     cache.cached(tmp_path, "k" * 40, lambda: {"a": np.arange(3)})
-    assert {path.name for path in tmp_path.glob("new-*")} == {n for n, kept in names.items() if kept}
+    kept = {name for name, is_kept in names.items() if is_kept}
+    assert {path.name for path in tmp_path.glob("new-*")} == kept
 
 
 def test_what_was_not_used_for_longest_is_forgotten(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from PIL import Image
 
 from orc_jax import checks
+from orc_jax.commands import config_file
 from orc_jax.errors import UserError
 from orc_jax.runtime.caches import keep_programs
 from orc_jax.runtime.files import unwritable
@@ -183,6 +184,7 @@ def _is_required(flag):
 def _parse(arguments, argv):
     """Return the program's name and the positional arguments, or exit with one line."""
     try:
+        checks.check_form_of_overrides(argv)
         # A shell expands "~" at the beginning of a word alone, not in --out=~/exports.
         is_path = re.compile(r"(--?\w+=)(~(?:/.*)?)").fullmatch
         found = [(argument, is_path(argument)) for argument in argv]
@@ -197,19 +199,27 @@ def _parse(arguments, argv):
         return positional
     except (UserError, flags.Error) as error:
         missing_flag = re.match(r"flag --(\w+)=None: ", str(error))
-        fail(f"--{missing_flag[1]}=… is required" if missing_flag else error)
+        if missing_flag:
+            fail(f"--{missing_flag[1]}=… is required")
+        fail(config_file.fault(error, _config_file(argv)) or error)
     except OSError:
         # An override asks for a config whose file is not there.
-        given = [argument for argument in argv if re.match("--?config=", argument)]
-        file = given[-1].partition("=")[2].partition(":")[0] if given else "--config"
-        fail(f"no such config file: {file}")
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        # ml_collections raises these for overrides, often without the name of the key.
+        fail(f"no such config file: {_config_file(argv)}")
+    except Exception as error:
+        # ml_collections raises errors of many kinds, often without the name of the key.
+        if found := config_file.fault(error, _config_file(argv)):
+            fail(found)
         try:
             checks.check_overrides(argv)
         except UserError as named:
             fail(named)
         fail(error)
+
+
+def _config_file(argv) -> str:
+    """Return the path of the config file that the command line gives."""
+    given = [argument for argument in argv if re.match("--?config=", argument)]
+    return given[-1].partition("=")[2].partition(":")[0] if given else "--config"
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -8,9 +8,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from orc_jax.commands import command_line
+from orc_jax import checks
+from orc_jax.commands import command_line, config_file
 from orc_jax.config import HARMLESS
-from orc_jax.errors import UserError
 from orc_jax.runtime import display, processes
 from orc_jax.training import train
 
@@ -36,7 +36,7 @@ def overrides_in_name(arguments: list[str]) -> str:
 
 def main() -> None:
     """Run the command."""
-    config = config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
         "config",
         None,
         "Config file, with a preset after a colon: configs/cifar100.py:orc. "
@@ -60,15 +60,13 @@ def main() -> None:
     flags.mark_flag_as_required("config")
 
     def command():
-        path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-        try:
-            method = config.value.method.name
-        except OSError as error:
-            raise UserError(f"no such config file: {path}") from error
-        name = f"{Path(path).stem}-{preset or method}".replace(":", "-").replace(",", "-")
+        config, path, preset = config_file.load("config")
+        checks.check_form(config)
+        name = f"{Path(path).stem}-{preset or config.method.name}"
+        name = name.replace(":", "-").replace(",", "-")
         directory = workdir.value or f"runs/{name}{overrides_in_name(sys.argv[1:])}"
         with processes.lost_processes_are_named():
-            result = train(config.value, directory, extend=extend.value)
+            result = train(config, directory, extend=extend.value)
         if not result.finished:
             sys.exit(130 if result.stopped_by == "SIGINT" else processes.STOPPED)
         display.say(
