@@ -16,6 +16,7 @@ from orc_jax.errors import UserError, counted
 from orc_jax.evaluation import evaluate_split, renewal, show_table
 from orc_jax.prepare import Setup
 from orc_jax.runtime import display, files, metrics, processes
+from orc_jax.runtime.devices import explained
 from orc_jax.runtime.metrics import chosen_by
 from orc_jax.runtime.profile import Profiler
 from orc_jax.runtime.signals import Stopped
@@ -108,14 +109,17 @@ class Loop:
         try:
             with files.unwritable("standard output"):
                 yield
-        except UserError as error:
+        except (UserError, jax.errors.JaxRuntimeError) as error:
+            if not (text := str(error) if isinstance(error, UserError) else explained(error)):
+                raise
             last = self.checkpoints.step("last")
             safe = (
                 "there is no checkpoint yet"
                 if last is None
                 else f"the checkpoint of step {last} is whole: the same command goes on from there"
             )
-            raise UserError(f"{error}; {safe}") from error
+            first, *rest = text.splitlines()
+            raise UserError("\n".join([f"{first.rstrip('.')}; {safe}", *rest])) from error
 
     def _train(self, writers) -> None:
         """Train the epochs that are left, with their evaluations.

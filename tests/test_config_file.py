@@ -22,7 +22,7 @@ SETTINGS = {
         "c.unlock(); c.optimizer = None",
         "config.optimizer is None, allowed: settings",
     ),
-    "no method": ("c.unlock(); del c.method; c.method = 3", "config.method is 3, allowed: settings"),
+    "no method": ("c.unlock(); del c.method; c.method = 3", "config.method is 3, allowed: sett"),
     "text": ("c.unlock(); del c.epochs; c.epochs = 'x'", "config.epochs is 'x', allowed: int"),
     "no networks": ("c.peers = (1, 2)", "config.peers is (1, 2), allowed: a tuple of networks"),
     "a share": (

@@ -415,7 +415,7 @@ def test_what_cannot_be_exported_or_loaded(tmp_path, files, run, exported):
             call()
     damaged = shutil.copytree(exported[0], tmp_path / "damaged")
     (damaged / "model.stablehlo").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"damaged cannot be read: .* cut off"):
+    with pytest.raises(UserError, match=r"model.stablehlo cannot be read: .* cut off"):
         orc_jax.load(damaged)
     assert not (tmp_path / "out").exists()
 

@@ -22,6 +22,7 @@ from orc_jax import checks
 from orc_jax.commands import config_file
 from orc_jax.errors import UserError
 from orc_jax.runtime.caches import keep_programs
+from orc_jax.runtime.devices import explained
 from orc_jax.runtime.files import unwritable
 from orc_jax.runtime.processes import leave
 from orc_jax.runtime.signals import end_commands_at_once
@@ -72,7 +73,9 @@ def run(
                 sys.stdout.flush()
         except UserError as error:
             fail(error)
-        except Exception:
+        except Exception as error:
+            if text := explained(error):
+                fail(text)
             traceback.print_exc()
             leave(1)
 
@@ -223,9 +226,10 @@ def _config_file(argv) -> str:
 
 
 def fail(error: Exception | str) -> NoReturn:
-    """Print one line on standard error and end with exit status 1."""
+    """Print an error on standard error, a line as a rule, and end with exit status 1."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
     with suppress(OSError):
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        print("error:", "\n".join(filter(None, lines)), file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # what could not be written then cannot be written at exit

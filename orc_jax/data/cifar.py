@@ -179,10 +179,15 @@ def _unpickle(raw, where) -> dict:
 def _parse_python(raw, where, fine):
     content = _unpickle(raw, where)
     try:
-        labels = np.asarray(content["fine_labels" if fine else "labels"], np.int32)
+        labels = np.asarray(content["fine_labels" if fine else "labels"])
         images = np.asarray(content["data"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{where} is truncated or corrupt: no images and labels in it") from error
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{where} is truncated or corrupt: labels are {labels.dtype.name}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < (100 if fine else 10):
+        raise UserError(f"{where} is truncated or corrupt: labels up to {labels.max()}")
+    labels = labels.astype(np.int32)
     if images.dtype != np.uint8 or images.shape != (len(labels), _PIXELS):
         raise UserError(f"{where} is truncated or corrupt: images are {list(images.shape)}")
     return _channels_last(images), labels
@@ -209,6 +214,9 @@ def _class_names(raw, where, fine) -> tuple[str, ...]:
     else:
         names = _unpickle(raw, where).get("fine_label_names" if fine else "label_names", [])
     expected = 100 if fine else 10
-    if len(names) != expected:
-        raise UserError(f"{where} is truncated or corrupt: {len(names)} class names")
-    return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
+    if not isinstance(names, list) or len(names) != expected:
+        raise UserError(f"{where} is truncated or corrupt: it has not {expected} class names")
+    names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where} is truncated or corrupt: its class names are no text")
+    return tuple(names)

@@ -134,7 +134,7 @@ def _bits(train, count: int = 512) -> int:
     largest = 0
     for i in np.random.default_rng(0).permutation(len(train.labels))[:count].tolist():
         try:
-            with Image.open(train.file(i)) as image:
+            with faults.open_image(train.file(i)) as image:
                 if image.mode.startswith("I"):
                     largest = max(largest, int(np.asarray(image).max()))
         except faults.FAULTS:
@@ -193,7 +193,7 @@ def decode(
     Raises:
       Exception: one of `faults.FAULTS`, if the image is damaged.
     """
-    with Image.open(file) as image:
+    with faults.open_image(file) as image:
         # JPEG need not decode resolution that the result does not have.
         image.draft("RGB", (max(size, resize),) * 2)
         return as_array(fit(rgb(image, bits), size, resize), channels)
@@ -347,7 +347,7 @@ def _common_size(listing: Listing) -> int:
     for files in filter(None, (listing.train, listing.test, listing.val)):
         for i in range(len(files.labels)):
             try:
-                with Image.open(files.file(i)) as image:
+                with faults.open_image(files.file(i)) as image:
                     sizes.setdefault(image.size, files.name(i))
             except faults.FAULTS:
                 continue  # damaged images are reported together when all are decoded

@@ -1,6 +1,7 @@
 """Damaged images: how they are detected, reported and kept in the cache."""
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,28 @@ FAULTS = (
     *(OSError, ValueError, SyntaxError, RuntimeError, MemoryError),
     Image.DecompressionBombError,
 )
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that images may have: all of Pillow's but EPS, a language of programs.
+
+    Pillow would have them run by Ghostscript, whatever the name of the file.
+    """
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
+def open_image(file: str | Path | io.BytesIO) -> Image.Image:
+    """Open an image, which is decoded when it is used.
+
+    Args:
+      file: the encoded image.
+
+    Raises:
+      Exception: one of `FAULTS`, if it cannot be opened.
+    """
+    return Image.open(file, formats=_formats())
 
 
 def fault(file: Path | io.BytesIO) -> str:
@@ -28,7 +51,7 @@ def fault(file: Path | io.BytesIO) -> str:
       UserError: the file cannot be read.
     """
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if image.format == "PNG":
                 image.verify()
             elif image.format != "JPEG":

@@ -292,6 +292,14 @@ def _is_folder(entry) -> bool:
         raise UserError(f"{entry.path} cannot be read: {error.strerror}") from error
 
 
+def _is_file_or_broken(entry) -> bool:
+    """Return whether an entry is a file, or a link to a file that is lost, which is an error later.
+
+    To read from a pipe or a device would never end.
+    """
+    return entry.is_file() or not os.path.exists(entry.path)
+
+
 def images_below(
     folder, others: collections.Counter | None = None, above: tuple[Path, ...] = ()
 ) -> Iterator[str]:
@@ -315,7 +323,7 @@ def images_below(
     for entry in _entries(folder):
         if _is_folder(entry):
             yield from images_below(entry.path, others, (*above, resolved))
-        elif entry.name.lower().endswith(SUFFIXES):
+        elif entry.name.lower().endswith(SUFFIXES) and _is_file_or_broken(entry):
             yield entry.path
         elif others is not None:
             others[os.path.splitext(entry.name)[1].lower()] += 1

@@ -1,9 +1,12 @@
 """The form of the images that a network expects."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from orc_jax.errors import UserError
 
 
 class Preprocessing(NamedTuple):
@@ -43,7 +46,46 @@ def from_json(about: dict) -> Preprocessing:
 
     Args:
       about: the fields, which may be among other keys.
+
+    Raises:
+      UserError: a field is missing, or cannot be what it says.
     """
+    for key in ("image_shape", "resize", "mean", "std"):
+        if key not in about:
+            raise UserError(f"there is no {key!r}")
+    shape = about["image_shape"]
+    is_shape = isinstance(shape, list) and len(shape) == 3
+    if not is_shape or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise UserError(f"image_shape is {shape}, allowed: [height, width, channels]")
+    channels = shape[2]
+    for key, least in (("mean", -math.inf), ("std", 0)):
+        values = about[key]
+        is_list = isinstance(values, list) and len(values) == channels
+        if not is_list or not all(_is_finite(value) and value > least for value in values):
+            above = "" if key == "mean" else " above 0"
+            raise UserError(f"{key} is {values}, allowed: {channels} finite numbers{above}")
+    resize, bits = about["resize"], about.get("bits", 16)
+    for key, value in (("resize", resize), ("bits", bits)):
+        if not isinstance(value, int) or value < 0:
+            raise UserError(f"{key} is {value}, allowed: whole numbers from 0")
     mean, std = (np.array(about[key], np.float32) for key in ("mean", "std"))
-    shape, bits = tuple(about["image_shape"]), about.get("bits", 16)
-    return Preprocessing(shape, about["resize"], mean, std, bits)
+    return Preprocessing(tuple(shape), resize, mean, std, bits)
+
+
+def class_names(about: dict) -> list[str]:
+    """Read the names of the classes from the fields of a network or an export.
+
+    Args:
+      about: the fields, with "class_names" among them.
+
+    Raises:
+      UserError: they are missing, or cannot be names.
+    """
+    names = about.get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise UserError(f"class_names is {names}, allowed: the names of the classes")
+    return names
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -269,7 +269,7 @@ def _read(files, data, i: int, crop_seed=None, resize: int = 0) -> np.ndarray | 
     """Read the i-th image; return None if it is damaged and damaged images are passed over."""
     try:
         if crop_seed:
-            with Image.open(files.file(i)) as image:
+            with faults.open_image(files.file(i)) as image:
                 rng = np.random.default_rng(crop_seed)
                 return random_resized_crop(image, files.size, rng, files.channels, files.bits)
         return decode.decode(files.file(i), files.size, resize, files.channels, files.bits)

@@ -140,7 +140,7 @@ def lost_processes_are_named() -> Iterator[None]:
     except Exception as error:
         # Orbax wraps JAX's error in one of its own when it is raised in its thread.
         is_lost = any(word in str(error) for word in LOST)
-        if jax.process_count() == 1 or not is_lost:
+        if not jax.distributed.is_initialized() or not is_lost:
             raise
         raise UserError(
             f"process {jax.process_index()} stops, because another process of this run has ended: "
@@ -155,7 +155,7 @@ def leave(status: int) -> NoReturn:
     At exit JAX waits for the other processes, which in turn may be waiting for this one. If there
     are several, this one therefore ends without JAX's exit handlers, and the others notice.
     """
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()

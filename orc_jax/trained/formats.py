@@ -195,7 +195,7 @@ def short(error: Exception) -> str:
 
 # File → function that makes its content, and function that reads it as images → logits.
 FORMS = {
-    "model.stablehlo": (stablehlo, lambda trained, content: jax.jit(read_stablehlo(content))),
+    "model.stablehlo": (stablehlo, lambda trained, content: jax.jit(read_stablehlo(content).call)),
     "model.safetensors": (weights, read_weights),
     "model.torch.safetensors": (torch, read_torch),
     "model.onnx": (onnx, read_onnx),

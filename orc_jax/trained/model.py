@@ -1,6 +1,5 @@
 """Load a trained network to classify images: from an export, a saved network or a run."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from orc_jax.data import preprocessing
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
+from orc_jax.runtime import files
 from orc_jax.trained.networks import from_run, from_saved, logits
 
 
@@ -84,17 +84,17 @@ def load(directory: str | Path) -> Model:
     return Model(trained.class_names, trained.images[0], run)
 
 
-def read_stablehlo(program: bytes) -> Callable:
+def read_stablehlo(program: bytes) -> jax.export.Exported:
     """Read a program that `formats.stablehlo` made.
 
     Returns:
-      Function of images, uint8 [B, H, W, channels] → logits [B, C].
+      The program, whose `call` computes uint8 [B, H, W, channels] → logits [B, C].
 
     Raises:
       UserError: the program is damaged, or the package that reads it is missing.
     """
     try:
-        return jax.export.deserialize(bytearray(program)).call
+        return jax.export.deserialize(bytearray(program))
     except ImportError as error:
         raise UserError("StableHLO is read with flatbuffers: pip install flatbuffers") from error
     except Exception as error:
@@ -103,9 +103,26 @@ def read_stablehlo(program: bytes) -> Callable:
 
 
 def _exported(directory):
+    path = directory / "export.json"
+    about = files.read_json(path, "the export.json of an export")
     try:
-        about = json.loads((directory / "export.json").read_text())
-        run = jax.jit(read_stablehlo((directory / "model.stablehlo").read_bytes()))
-        return Model(about["class_names"], preprocessing.from_json(about["images"]), run)
-    except (OSError, ValueError, KeyError, UserError) as error:
-        raise UserError(f"{directory} cannot be read: {error}") from error
+        names = preprocessing.class_names(about)
+        images = preprocessing.from_json(_dict(about.get("images")))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    program = directory / "model.stablehlo"
+    try:
+        exported = read_stablehlo(program.read_bytes())
+    except (OSError, UserError) as error:
+        raise UserError(f"{program} cannot be read: {error}") from error
+    shapes = exported.in_avals[0].shape[1:], exported.out_avals[0].shape[1:]
+    if shapes != (images.image_shape, (len(names),)):
+        raise UserError(
+            f"{path} is not of {program.name}: it says images {list(images.image_shape)} and "
+            f"{len(names)} classes, the program {list(shapes[0])} and {shapes[1][-1]}"
+        )
+    return Model(names, images, jax.jit(exported.call))
+
+
+def _dict(value) -> dict:
+    return value if isinstance(value, dict) else {}

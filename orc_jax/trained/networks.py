@@ -74,9 +74,8 @@ def from_saved(directory: str | Path) -> TrainedNetworks:
         raise UserError(
             f"{directory} does not say how images are normalised: import it with --mean=… --std=…"
         )
-    return TrainedNetworks(
-        [about["network"]], [variables], about["class_names"], [preprocessing.from_json(about)]
-    )
+    names, images = preprocessing.class_names(about), preprocessing.from_json(about)
+    return TrainedNetworks([about["network"]], [variables], names, [images])
 
 
 def from_run(workdir: str | Path, peer: str = "best", checkpoint: str = "last") -> TrainedNetworks:

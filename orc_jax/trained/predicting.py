@@ -91,8 +91,10 @@ def images_of(arguments: Sequence[str]) -> list[str]:
             if not images:
                 raise UserError(f"{path} has no image file")
             paths += images
-        elif os.path.exists(path):
+        elif os.path.isfile(path):
             paths.append(path)
+        elif os.path.exists(path):
+            raise UserError(f"{path} is neither a file nor a folder")
         else:
             raise UserError(f"there is no file or folder {path}")
     return paths

@@ -4,7 +4,6 @@ A saved network is a directory: `network.json` describes the network, `variables
 {"params", "batch_stats"}, without auxiliary heads.
 """
 
-import json
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
@@ -73,10 +72,14 @@ def load(directory: str | Path):
       UserError: the directory is not a saved network, or is damaged.
     """
     directory = Path(directory)
+    about = directory / "network.json"
+    if not about.is_file():
+        raise UserError(f"{directory} is not a saved network: it has no network.json")
+    description = files.read_json(about, "the network.json of a saved network")
     try:
-        description = json.loads((directory / "network.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory} is not a saved network: {error}") from error
+        module = _described(description)
+    except UserError as error:
+        raise UserError(f"{about}: {error}") from error
     with ocp.StandardCheckpointer() as checkpointer:
         path = (directory / "variables").absolute()
         try:
@@ -85,8 +88,33 @@ def load(directory: str | Path):
             variables = checkpointer.restore(path, like)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{directory} cannot be read: {error}") from error
-    module = models.create(description["network"], description["num_classes"])
+    if "image_shape" in description:
+        images = jax.ShapeDtypeStruct((1, *description["image_shape"]), np.float32)
+        apply = partial(module.apply, train=False)
+        try:
+            jax.eval_shape(apply, variables, images)
+        except Exception as error:
+            # Flax raises many exceptions here, which mean the same to the user.
+            network, count = description["network"], description["num_classes"]
+            raise UserError(
+                f"{path} holds other weights than those of a {network} of {count} classes for "
+                f"images {description['image_shape']}, which {about} describes"
+            ) from error
     return module, variables, description
+
+
+def _described(description):
+    """Return the network of a `network.json`, whose fields are checked."""
+    count = description.get("num_classes")
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"num_classes is {count}, allowed: whole numbers from 1")
+    if "mean" in description:
+        preprocessing.from_json(description)
+    if "class_names" in description:
+        names = preprocessing.class_names(description)
+        if len(names) != count:
+            raise UserError(f"num_classes is {count}, but there are {len(names)} class_names")
+    return models.create(str(description.get("network")), count)
 
 
 def pretrained(

@@ -6,6 +6,7 @@ of the network must be there with the right shape, and none may be left over.
 
 import argparse
 import re
+import warnings
 from pathlib import Path
 
 import jax
@@ -103,7 +104,9 @@ def _load_torch(path):
         raise UserError(f"{path} needs PyTorch to be read: pip install torch") from error
     with torch.serialization.safe_globals(_HARMLESS):
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns of what it then refuses
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             # torch raises a dozen exceptions here, which mean the same to the user.
             asks_for = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
@@ -122,6 +125,18 @@ def _load_torch(path):
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()
     ):
         raise UserError(f"{path} is not a state dict: it holds more than named tensors")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path} is not a state dict: {name!r} is not the name of a tensor")
+        kinds = {
+            "sparse": tensor.layout != torch.strided,
+            "without content (on the device 'meta')": tensor.is_meta,
+            "quantised": tensor.is_quantized,
+            "complex": tensor.is_complex(),
+        }
+        for kind, is_it in kinds.items():
+            if is_it:
+                raise UserError(f"{path} cannot be used: its tensor {name} is {kind}")
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         for name, tensor in tensors.items()

@@ -52,6 +52,8 @@ def report(
     """
     figures.new(1, 1)  # raises if matplotlib is missing
     template = environment().get_template("page.html")
+    if not Path(out).name:
+        raise UserError(f"the report's file is {str(out)!r}, allowed: the path of a file")
     out = Path(out)
     new = out.with_name(f".{out.name}.new")
     try:
