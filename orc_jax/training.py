@@ -88,7 +88,8 @@ def _facts(config, workdir: Path) -> dict[str, Any]:
     """Return what must be the same in all processes before any data is loaded."""
     settings = configs.flat(json.loads(config.to_json()))
     facts = {f"config.{key}": settings[key] for key in settings.keys() - {*configs.OF_A_MACHINE}}
-    facts |= {f"the version of {package}": version for package, version in versions().items()}
+    own = {name: version for name, version in versions().items() if name != "python"}
+    facts |= {f"the version of {name}": version for name, version in own.items()}
     return facts | {"the work directory": str(workdir.absolute())}
 
 

@@ -46,18 +46,23 @@ def alone(command, tmp_path_factory):
 
 def start(count, *args, **env):
     """The processes of one run, each with one device; what they print is in `process.stdout`."""
+    return start_each([args] * count, **env)
+
+
+def start_each(commands, **env):
+    """The same, with a command for each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     return [
         subprocess.Popen(
-            [sys.executable, *args],
+            [sys.executable, *command],
             cwd=ROOT,
             env=os.environ
             | QUICK
             | {
                 "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": str(count),
+                "JAX_NUM_PROCESSES": str(len(commands)),
                 "JAX_PROCESS_ID": str(i),
             }
             | env,
@@ -65,7 +70,7 @@ def start(count, *args, **env):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(count)
+        for i, command in enumerate(commands)
     ]
 
 
@@ -141,3 +146,39 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(command, alone,
     assert [status for status, *_ in results] == [0, 0], results
     assert "resumed at step" in results[0][1]
     assert_same_training(tmp_path / "two", alone, 20)
+
+
+@pytest.mark.parametrize(
+    "theirs, message",
+    [
+        ("--config.seed=7", "config.seed is 0 in process 0 and 7 in process 1"),
+        ("--config.epochs=5", "config.epochs is 20 in process 0 and 5 in process 1"),
+        ("--workdir={}/other", "the work directory is '{}/run' in process 0 and '{}/other' in"),
+        ("--config.data.dir={}/images", "the checksum of the data's "),
+    ],
+)
+def test_processes_that_were_started_differently(command, tmp_path, theirs, message):
+    for split in ("train", "val"):  # as many images as the others have, but other ones
+        for i, name in enumerate("ab"):
+            for j in range(24):
+                path = tmp_path / "images" / split / name / f"{j:02}.png"
+                save(path, picture(100 * i + j + 5, (8, 8)))
+    args = [*command, f"--workdir={tmp_path}/run"]
+    results = end(start_each([args, [*args, theirs.format(tmp_path)]]))
+    for status, output, errors in results:
+        assert status == 1, (output, errors)
+        assert message.replace("{}", str(tmp_path)) in errors.splitlines()[-1], errors
+        assert errors.splitlines()[-1].startswith("error: the processes differ: ")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_ctrl_c_ends_all_processes_with_a_checkpoint(command, tmp_path):
+    hold = {"HOLD": str(PER_EPOCH + 3), "HELD": f"{tmp_path}/held", "GO": f"{tmp_path}/go"}
+    processes = start(2, *command, f"--workdir={tmp_path}/run", **hold)
+    wait_for(tmp_path / "held", processes)
+    processes[0].send_signal(signal.SIGINT)
+    time.sleep(3)  # JAX looks for the signal once a second
+    (tmp_path / "go").touch()
+    results = end(processes)
+    assert [status for status, *_ in results] == [STOPPED, STOPPED], results
+    assert "stopped by SIGTERM at step" in results[0][1]

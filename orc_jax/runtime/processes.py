@@ -4,22 +4,32 @@ All of them run the same command on the same files. Only process 0, the main pro
 progress and writes metrics; all of them write checkpoints.
 """
 
+import getpass
 import itertools
 import json
 import os
+import re
+import socket
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from orc_jax.errors import UserError
 
 # Seconds after which the other processes notice that one has died.
 HEARTBEAT = 30
+# Seconds between lines that say for whom a process waits before it begins, and in all.
+WAITING, TIMEOUT = 30, 280
 # Exit status of a run that SIGTERM has ended with a checkpoint. It is sysexits' EX_TEMPFAIL, "try
 # again later", so that a cluster does not count the run as finished.
 STOPPED = 75
@@ -47,21 +57,102 @@ def join(wanted: bool | None) -> None:
     if not (wanted if wanted is not None else by_hand or any(size != "1" for size in sizes)):
         return
     try:
-        settings: dict[str, Any] = {}
-        if by_hand:
-            names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-            settings = {key: int(os.environ[name]) for key, name in names.items()}
+        settings: dict[str, Any] = _by_hand() if by_hand else {}
         if os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1":
             # JAX would give only the first GPU to a machine's only task.
             gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
             settings |= {"local_device_ids": list(range(gpus))} if gpus else {}
-        jax.distributed.initialize(**settings, heartbeat_timeout_seconds=HEARTBEAT)
+        with _waiting(settings):
+            jax.distributed.initialize(
+                **settings, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=TIMEOUT + 60
+            )
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the other processes are not found ({error}): start them by srun, mpirun or a "
             "Kubernetes job, or give each JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID"
         ) from error
+
+
+def _by_hand() -> dict[str, int]:
+    """Return number and count of the processes, as the environment variables of `join` give them.
+
+    Raises:
+      UserError: a variable is wrong.
+    """
+    address = os.environ["JAX_COORDINATOR_ADDRESS"]
+    if not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}, allowed: HOST:PORT of process 0")
+    found = {}
+    for key, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")):
+        value = os.environ.get(name, "")
+        if not value.isdecimal():
+            raise UserError(f"{name} is {value!r}, allowed: a whole number from 0")
+        found[key] = int(value)
+    if found["process_id"] >= found["num_processes"]:
+        raise UserError(
+            f"JAX_PROCESS_ID is {found['process_id']}, allowed: 0 to {found['num_processes'] - 1}, "
+            "each once"
+        )
+    _take_number(address, found["process_id"])
+    return found
+
+
+# JAX aborts a process that has another one's number, with many lines.
+_numbers: list[FileLock] = []  # held until this process ends
+
+
+def _take_number(address: str, number: int) -> None:
+    """Check that no other process of this machine has this number in the same run.
+
+    Raises:
+      UserError: one has.
+    """
+    name = re.sub(r"\W", "_", f"orc_jax_{getpass.getuser()}_{address}_{number}")
+    lock = FileLock(Path(tempfile.gettempdir()) / f"{name}.lock", blocking=False)
+    with suppress(OSError):  # a file system without locks must not stop the run
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another process of this machine has JAX_PROCESS_ID={number} for {address}, too"
+            ) from error
+        _numbers.append(lock)
+
+
+@contextmanager
+def _waiting(settings: dict[str, Any]) -> Iterator[None]:
+    """Say from time to time for whom this process waits, while it joins the others.
+
+    It ends with one line if they do not come; JAX would abort it with many a little later.
+    """
+    since, begin, done = time.strftime("%H:%M:%S"), time.monotonic(), threading.Event()
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that the cluster gives")
+    others = "the other processes" if settings.get("process_id") == 0 else "process 0"
+
+    def say():
+        while not done.wait(WAITING):
+            place = f"{address}{'' if _is_known(address) else ', a host that is unknown here'}"
+            is_over = time.monotonic() - begin > TIMEOUT
+            text = f"error: waited since {since}" if is_over else f"waiting since {since}"
+            print(f"{text} for {others}, at {place}", file=sys.stderr, flush=True)
+            if is_over:
+                os._exit(1)
+
+    threading.Thread(target=say, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _is_known(address: str) -> bool:
+    """Return whether the host of an address can be found, if it is an address."""
+    host, _, port = address.rpartition(":")
+    try:
+        return not host or bool(socket.getaddrinfo(host.strip("[]"), port))
+    except OSError:
+        return False
 
 
 def is_main() -> bool:
