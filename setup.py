@@ -21,7 +21,7 @@ setup(
         "ml-collections>=1.0",
         "numpy",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11",
+        "orbax-checkpoint>=0.11.28",
         "pillow",
         "rich",
         "safetensors",

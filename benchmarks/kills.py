@@ -3,9 +3,9 @@
     python -m benchmarks.kills --kills=60
 
 Three runs take turns: one with its images in memory, one whose images are read by two worker
-processes, and one of two processes, of which one is killed before the other. A kill comes at any time from the first
-import on. In the end every run must have the same weights, to the bit, and the same metrics as its
-twin that ran undisturbed, and no process may be left.
+processes, and one of two processes, of which one is killed before the other. A kill comes at any
+time from the first import on. In the end every run must have the same weights, to the bit, and the
+same metrics as its twin that ran undisturbed, and no process may be left.
 """
 
 import os
@@ -146,7 +146,7 @@ def campaign(folder: Path) -> None:
                 order = moments.sample(started, count)
                 order[0].kill()
                 done, killed[name] = done + 1, killed[name] + 1
-                # JAX takes a while to notice that another process is gone, which is waited for once.
+                # JAX takes a while to notice that another process is gone: wait for it once.
                 if killed[name] > 1 and not wait(order, moments.uniform(0, 1)):
                     order[-1].kill()
             wait(started)

@@ -170,7 +170,7 @@ def resolved(config) -> ConfigDict:
 def to_json(config) -> str:
     """Return a config as the text that is written to a work directory."""
     values = {"schema": SCHEMA} | json.loads(config.to_json())
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:

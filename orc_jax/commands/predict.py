@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,12 +33,18 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
 
 
 def as_json(predictions: Sequence[Prediction]) -> str:
-    """Write a list of {"file", "classes": [{"class", "probability"}, …]}."""
+    """Write a list of {"file", "classes": [{"class", "probability"}, …]}; null is not finite."""
     images = [
-        {"file": path, "classes": [{"class": name, "probability": p} for name, p in classes]}
+        {
+            "file": path,
+            "classes": [
+                {"class": name, "probability": p if math.isfinite(p) else None}
+                for name, p in classes
+            ],
+        }
         for path, classes in predictions
     ]
-    return json.dumps(images, indent=2) + "\n"
+    return files.to_json(images)
 
 
 def as_table(predictions: Sequence[Prediction]) -> Table:

@@ -156,9 +156,11 @@ class Display:
                 )
         role, shares = _changing_role(record["train"])
         shown = f"  {role} % {_numbers([100 * x for x in shares], 0)}" if role else ""
+        # A resumed run may only have the last epoch's evaluation to do.
+        rate = record["images_per_second"]
+        speed = f"  {rate:,.0f} images/s" if rate else ""
         self.say(
-            f"epoch {record['epoch']}/{self._epochs}  step {record['step']}  "
-            f"{record['images_per_second']:,.0f} images/s{test}{shown}"
+            f"epoch {record['epoch']}/{self._epochs}  step {record['step']}{speed}{test}{shown}"
         )
 
     def _table(self, train):

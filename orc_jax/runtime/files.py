@@ -85,7 +85,7 @@ def to_json(value: Any) -> str:
     Raises:
       ValueError: a number is NaN or infinite, which JSON does not know.
     """
-    return json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, what: str) -> dict:
