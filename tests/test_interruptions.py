@@ -16,6 +16,7 @@ from conftest import (
     TOO_LONG,
     WITH_TINY,
     assert_trees_equal,
+    run_command,
     tiny_config,
     tiny_data,
 )
@@ -182,6 +183,34 @@ def test_reading_workers_that_are_killed_orphaned_or_interrupted(tmp_path):
     output, _ = process.communicate(timeout=TOO_LONG)
     assert process.returncode == 130 and "Traceback" not in output, output
     assert f"stopped by SIGINT at step {steps(tmp_path / 'run')[-1]}: checkpoint saved" in output
+    until(lambda: not members(process.pid))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_ctrl_c_during_an_evaluation_whose_images_are_read_by_workers(tmp_path):
+    command = command_on(tmp_path / "images")
+    changes = ["--config.epochs=1", "--config.data.workers=0", f"--workdir={tmp_path}/run"]
+    run_command(*command, *changes, env=QUICK)
+    text = (tmp_path / "run" / "config.json").read_text()
+    assert '"workers": 0' in text
+    (tmp_path / "run" / "config.json").write_text(text.replace('"workers": 0', '"workers": 2'))
+    process = subprocess.Popen(
+        [sys.executable, WITH_TINY, "orc_jax.evaluate", f"--workdir={tmp_path}/run"],
+        cwd=ROOT,
+        env=os.environ | QUICK,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+    def are_reading():
+        return sum("spawn_main" in line for line in members(process.pid).values()) == 2
+
+    until(are_reading, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=TOO_LONG)
+    assert (process.returncode, output) == (130, "interrupted\n")
     until(lambda: not members(process.pid))
 
 

@@ -2,11 +2,13 @@
 
 import _thread
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
@@ -91,6 +93,11 @@ def _end(number: int, text: str) -> None:
         if sys.stdout.isatty():
             os.write(sys.stdout.fileno(), SHOW_CURSOR.encode())
         os.write(sys.stderr.fileno(), f"{text}\n".encode())
+    # Reading workers would complain that this process is gone, above all one that it just starts.
+    if "grain" in sys.modules:
+        time.sleep(0.3)
+    for child in multiprocessing.active_children():
+        child.kill()
     os._exit(128 + number)
 
 
