@@ -95,8 +95,7 @@ class Jobs:
           on_poll: called twice a second.
           on_end: called with every run that ended.
         """
-        with Interruption() as interruption:
-            _hang_up_as_terminate()
+        with Interruption(hang_up=True) as interruption:
             try:
                 while not interruption.requested and (self._waiting or self._processes):
                     self._start()
@@ -176,9 +175,3 @@ def _reason(run, status, begins) -> str:
     if status < 0:
         return f"killed: {signal.strsignal(-status) or f'signal {-status}'}"
     return (errors or lines or [f"exit status {status}"])[-1].removeprefix("error: ")
-
-
-def _hang_up_as_terminate():
-    """Let a closed terminal stop a study as SIGTERM does, unless SIGHUP is ignored (nohup)."""
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))

@@ -12,12 +12,13 @@ from orc_jax.errors import UserError
 
 # Settings that may differ between the processes of a run: they say what a machine has.
 OF_A_MACHINE = ("data.dir", "data.cache", "data.memory", "data.workers", "profile")
-# Settings that change no result: how data is read, how a step is computed, how often the run is
-# evaluated or saved. (`on_error` is one, because the fingerprint of the data tells which files are
-# left out.)
+# Settings that the default name of a work directory leaves out: how data is read, and how a step is
+# computed. (`on_error` is one, because the fingerprint of the data tells which files are left out.)
+UNNAMED = (*OF_A_MACHINE, "data.on_error", "remat")
+# Settings that change no weights, but for rounding: also how often the run is evaluated or saved.
 HARMLESS = (
-    *(*OF_A_MACHINE, "data.on_error", "remat"),
-    *("eval_every", "eval_batch_size", "checkpoint_every", "checkpoint_minutes"),
+    *(*UNNAMED, "checkpoint_minutes"),
+    *("eval_every", "eval_batch_size", "checkpoint_every"),
 )
 
 # Of `to_json`. Schema 1, without a number, is from before data.test_share, whose meaning

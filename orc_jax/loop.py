@@ -1,6 +1,7 @@
 """The loop over epochs and steps, with evaluation, checkpoints and metrics."""
 
 import collections
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,10 @@ class Result(NamedTuple):
         return not self.stopped_by
 
 
+class NotFinite(UserError):
+    """The error of a run whose outputs or weights are not finite: to go on would repeat it."""
+
+
 class Loop:
     """The training of a run, from its last checkpoint on.
 
@@ -51,6 +56,8 @@ class Loop:
       step: number of steps done.
       record: record of the last finished epoch; empty if there is none.
       best: highest score of a checkpoint (see `metrics.target_top1`); -1 if there is none.
+      is_unrecorded: whether the run ended between an epoch's last step and the end of its
+        evaluation, or the record of that epoch is lost.
       called: time at which `train` was called; None once the first step is done.
       clock: (time, step) from which the speed of the epoch counts: without the first step, which
         is compiled.
@@ -67,7 +74,8 @@ class Loop:
         self.train_step, self.evaluation_step, prediction_step = steps
         self.renew = renewal(setup, prediction_step)
 
-        self.step = checkpoints.step("last") or 0
+        # What the main process reads decides: another may see older files.
+        self.step = processes.number_from_main(checkpoints.step("last") or 0)
         if self.step:
             self.state = checkpoints.restore(self.step, template)
         else:
@@ -75,7 +83,11 @@ class Loop:
         records = [record for record in metrics.read(workdir) if record["step"] <= self.step]
         self.record: dict = records[-1] if records else {}
         self.best = -1.0 if checkpoints.best_score is None else checkpoints.best_score
-        missing = self.step // setup.steps_per_epoch - len(records) - self._is_unrecorded()
+        at_end = self.step > 0 and self.step % setup.steps_per_epoch == 0
+        self.is_unrecorded = processes.broadcast_from_main(
+            at_end and self.record.get("step") != self.step
+        )
+        missing = self.step // setup.steps_per_epoch - len(records) - self.is_unrecorded
         if missing > 0:
             shown = counted(missing, "epoch")
             display.say(f"warning: {workdir / 'metrics.jsonl'} has lost the records of {shown}")
@@ -95,7 +107,7 @@ class Loop:
         writers = metrics.Writers(self.workdir, setup.group.names, self.step)
         with self._errors_say_what_is_safe():
             with writers, self.profiler, shown:
-                _introduce(setup, self.workdir, self.step, shown)
+                _introduce(setup, self.workdir, self.step, self.is_unrecorded, shown)
                 shown.begin(self.step)
                 try:
                     self._train(writers)
@@ -107,19 +119,21 @@ class Loop:
     def _errors_say_what_is_safe(self) -> Iterator[None]:
         """Add to errors from where the run can go on."""
         try:
-            with files.unwritable("standard output"):
+            with files.unprintable():
                 yield
         except (UserError, jax.errors.JaxRuntimeError) as error:
             if not (text := str(error) if isinstance(error, UserError) else explained(error)):
                 raise
             last = self.checkpoints.step("last")
-            safe = (
-                "there is no checkpoint yet"
-                if last is None
-                else f"the checkpoint of step {last} is whole: the same command goes on from there"
-            )
+            if last is None:
+                safe = "there is no checkpoint yet"
+            elif isinstance(error, NotFinite):
+                safe = f"the checkpoint of step {last} is kept"
+            else:
+                safe = f"the same command goes on from the checkpoint of step {last}"
             first, *rest = text.splitlines()
-            raise UserError("\n".join([f"{first.rstrip('.')}; {safe}", *rest])) from error
+            kind = type(error) if isinstance(error, UserError) else UserError
+            raise kind("\n".join([f"{first.rstrip('.')}; {safe}", *rest])) from error
 
     def _train(self, writers) -> None:
         """Train the epochs that are left, with their evaluations.
@@ -129,10 +143,10 @@ class Loop:
 
         Raises:
           Stopped: a signal asks to stop.
-          UserError: see `training.train`.
+          UserError: the loss is no longer finite, or an image or file cannot be read or written.
         """
         setup, per_epoch = self.setup, self.setup.steps_per_epoch
-        if self._is_unrecorded():
+        if self.is_unrecorded:
             self._end_epoch(self.step // per_epoch, writers)
         following = training_batches(setup, self.step)
         for epoch in range(self.step // per_epoch, setup.config.epochs):
@@ -143,14 +157,6 @@ class Loop:
                 setup.train_split.passed_over.clear()
             self._train_epoch(following, (epoch + 1) * per_epoch)
             self._end_epoch(epoch + 1, writers)
-
-    def _is_unrecorded(self) -> bool:
-        """Return whether the run ended between an epoch's last step and the end of its evaluation.
-
-        The record of the epoch is lost or was never written then.
-        """
-        at_end = self.step > 0 and self.step % self.setup.steps_per_epoch == 0
-        return at_end and self.record.get("step") != self.step
 
     def _train_epoch(self, following, last: int) -> None:
         """Train up to the step `last`.
@@ -255,10 +261,11 @@ class Loop:
             if setup.val_split is None or is_last:
                 record["test"] = self._evaluated(setup.test_split)
             score = _score(setup, record)
-            if is_due or score > self.best:
+            is_best = processes.broadcast_from_main(score > self.best)
+            if math.isfinite(score) and (is_due or is_best):
                 self._save()
                 self.checkpoints.rate(self.step, score)
-            self.best = max(self.best, score)
+                self.best = max(self.best, score)
         writers.write(record)
         self.record = record
         self.shown.epoch(record)
@@ -344,7 +351,7 @@ def _training(state: State) -> dict:
     return metrics.training(sums, promotions)
 
 
-def _introduce(setup, workdir, step, shown):
+def _introduce(setup, workdir, step, is_unrecorded, shown):
     """Print what is trained, on which data, devices and files, and from which step on."""
     devices = setup.group.mesh.devices
     names = ", ".join(setup.group.names)
@@ -358,7 +365,7 @@ def _introduce(setup, workdir, step, shown):
     )
     for warning in _warnings(setup):
         shown.say(f"warning: {warning}")
-    if step == setup.config.epochs * setup.steps_per_epoch:
+    if step == setup.config.epochs * setup.steps_per_epoch and not is_unrecorded:
         shown.say("this run is finished")
     else:
         shown.say(f"resumed at step {step}" if step else "compiling the step …")
@@ -394,7 +401,7 @@ def _check_finite(setup, state):
     It is called before every checkpoint, so that none is saved with other weights.
 
     Raises:
-      UserError: they have not.
+      NotFinite: they have not.
     """
     members = tuple(stack.peers for stack in setup.group.stacks)
     failed_at = jax.device_get(failures(members, setup.everywhere, state))
@@ -402,7 +409,7 @@ def _check_finite(setup, state):
         return
     step = failed_at[failed_at >= 0].min()
     failed = [f"{i} ({setup.group.names[i]})" for i in np.flatnonzero(failed_at == step)]
-    raise UserError(
+    raise NotFinite(
         f"the loss of peer {', '.join(failed)} is not finite from step {step} on: stopped (a lower "
-        "learning rate or a warm-up often helps)"
+        "learning rate or a warm-up often helps, in another --workdir)"
     )

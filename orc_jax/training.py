@@ -53,7 +53,8 @@ def train(config, workdir: str | Path, data: tuple | None = None, extend: bool =
 
     Raises:
       UserError: the config, the data or a checkpoint is wrong, the work directory belongs to
-        another run, or the loss is no longer finite.
+        another run, processes differ in their settings, an image or file cannot be read or written,
+        or the loss is no longer finite.
     """
     workdir = Path(workdir).expanduser()
     if data is not None:
@@ -63,9 +64,10 @@ def train(config, workdir: str | Path, data: tuple | None = None, extend: bool =
     config = configs.resolved(config)
     check_saveable(workdir, "the work directory")
     processes.agree(_facts(config, workdir))
-    if (workdir / "config.json").exists() and has_begun(workdir):
-        check_config(workdir, config, extend)
-    _set_damaged_aside(workdir)
+    if all((workdir / name).exists() for name in ("config.json", "run.json")):
+        if has_begun(workdir):
+            check_config(workdir, config, extend)
+        _set_damaged_aside(workdir)
     teachers = [] if has_checkpoint(workdir) else pretraining.teachers(config, workdir)
     sources = {i: peer.init_from for i, peer in enumerate(config.peers) if peer.init_from}
     sources |= {teacher.peer: str(teacher.network) for teacher in teachers}
@@ -78,7 +80,7 @@ def train(config, workdir: str | Path, data: tuple | None = None, extend: bool =
     for teacher in missing:
         display.say(f"training peer {teacher.peer}, {teacher.config.peers[-1].model}, first")
         with Lock(workdir):
-            result = train(teacher.config, teacher.workdir, data)
+            result = train(teacher.config, teacher.workdir, data, extend)
         if not result.finished:
             return result
     return _train_group(config, workdir, data, sources, extend)
@@ -95,6 +97,7 @@ def _facts(config, workdir: Path) -> dict[str, Any]:
 
 def _set_damaged_aside(workdir: Path) -> None:
     """Move damaged checkpoints away, so that the run goes on from the last whole one."""
+    read_config(workdir)  # raises if the directory is another program's
     if processes.is_main() and (workdir / "checkpoints").exists():
         with Lock(workdir):
             lines = set_damaged_aside(workdir)
@@ -175,7 +178,7 @@ def _train_group(config, workdir: Path, data, sources: dict[int, str], extend: b
 
 def _accept_changes(setup: Setup, workdir: Path, changes: list[str]) -> None:
     """Say which settings of a run have changed, and give it more epochs if it is to have them."""
-    if not changes or not has_checkpoint(workdir):
+    if not changes:
         return
     display.say(f"changed since the run began: {'; '.join(changes)}")
     before = read_config(workdir).epochs

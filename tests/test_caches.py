@@ -64,18 +64,20 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     names = {
-        f"new-{platform.node()}-{ended.pid}-a1": False,
-        f"new-{platform.node()}-{os.getpid()}-a2": True,
-        "new-another-host-12-a3": True,
-        "new-another-host-12-a4": False,
+        f"orc_jax-new-{platform.node()}-{ended.pid}-a1": False,
+        f"orc_jax-new-{platform.node()}-{os.getpid()}-a2": True,
+        "orc_jax-new-another-host-12-a3": True,
+        "orc_jax-new-another-host-12-a4": False,
     }
-    for name in names:
+    theirs = tmp_path / "orc_jax-new-thesis"
+    for name in (*names, theirs.name):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.npz").write_bytes(b"0")
-    os.utime(tmp_path / "new-another-host-12-a4", (0, 0))
+    os.utime(tmp_path / "orc_jax-new-another-host-12-a4", (0, 0))
+    os.utime(theirs, (0, 0))
     cache.cached(tmp_path, "k" * 40, lambda: {"a": np.arange(3)})
     kept = {name for name, is_kept in names.items() if is_kept}
-    assert {path.name for path in tmp_path.glob("new-*")} == kept
+    assert {path.name for path in tmp_path.glob("orc_jax-new-*")} == {*kept, theirs.name}
 
 
 def test_what_was_not_used_for_longest_is_forgotten(tmp_path, monkeypatch):
@@ -86,6 +88,8 @@ def test_what_was_not_used_for_longest_is_forgotten(tmp_path, monkeypatch):
         cache.cached(tmp_path, key * 40, arrays)
         os.utime(tmp_path / f"{key * 32}.npz", (time.time() - 100 + age,) * 2)
     cache.cached(tmp_path, "a" * 40, lambda: 1 / 0)  # used
+    (tmp_path / "my_results.npz").write_bytes(b"0" * 10000)
+    os.utime(tmp_path / "my_results.npz", (0, 0))
     monkeypatch.setattr(cache, "LIMIT", 3 * (tmp_path / f"{'a' * 32}.npz").stat().st_size)
     cache.cached(tmp_path, "d" * 40, arrays)
-    assert {path.name[0] for path in tmp_path.glob("*.npz")} == {"a", "c", "d"}
+    assert {path.name[0] for path in tmp_path.glob("*.npz")} == {"a", "c", "d", "m"}

@@ -75,7 +75,7 @@ DAMAGE = {
     "an empty file": (lambda c: largest(c).write_bytes(b""), "has 0 bytes in place of"),
     "a lost file": (lambda c: largest(c).unlink(), "is missing"),
     "lost metadata": (lambda c: (c / "state" / "_METADATA").unlink(), "_METADATA is missing"),
-    "torn notes": (lambda c: cut(c / "notes.json"), "is not the notes of a checkpoint"),
+    "torn notes": (lambda c: cut(c / "notes.json"), "notes.json is damaged"),
     "an empty folder": (lambda c: (shutil.rmtree(c), c.mkdir()), "state is missing"),
     "a file": (lambda c: (shutil.rmtree(c), c.write_text("?")), "state is missing"),
 }
@@ -242,7 +242,7 @@ def test_a_disk_that_becomes_full(tmp_path):
     go.touch()
     output, _ = process.communicate(timeout=TOO_LONG)
     assert process.returncode == 1 and "Traceback" not in output, output
-    assert "the checkpoint of step 4 is whole: the same command goes on from there" in output
+    assert "the same command goes on from the checkpoint of step 4" in output
     assert steps(tmp_path / "run") == [4]
 
 

@@ -34,7 +34,7 @@ def test_a_device_whose_memory_is_full(tmp_path, monkeypatch):
         orc_jax.train(config, tmp_path / "run", tiny_data())
     first, *rest = str(error.value).splitlines()
     assert first.startswith("the memory of a device is full (RESOURCE_EXHAUSTED: Out of memory")
-    assert "; the checkpoint of step 3 is whole: the same command goes on" in first
+    assert "; the same command goes on from the checkpoint of step 3" in first
     for remedy in ("remat", "micro_batches", "eval_batch_size", "nvidia-smi"):
         assert remedy in rest[0]
     assert len(rest) == 1

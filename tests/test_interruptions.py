@@ -167,7 +167,7 @@ def test_reading_workers_that_are_killed_orphaned_or_interrupted(tmp_path):
     last = output.strip().splitlines()[-1]
     assert last.startswith("error: a process that reads images has died")
     step = steps(tmp_path / "run")[-1]
-    assert f"; the checkpoint of step {step} is whole: the same command" in last and step >= 9
+    assert f"; the same command goes on from the checkpoint of step {step}" in last and step >= 9
     until(lambda: not members(process.pid))
 
     process, _ = held(command, tmp_path, "second", step + 2)

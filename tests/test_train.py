@@ -299,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         orc_jax.train(config, tmp_path / "run", tiny_data())
     message = str(error.value)
     assert "peer 2 (pixels) is not finite from step" in message
-    assert "the checkpoint of step 6 is whole" in message
+    assert "the checkpoint of step 6 is kept" in message
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.step("last") == 6
         state = checkpoints.restore_arrays(6)

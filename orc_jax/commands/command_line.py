@@ -23,7 +23,7 @@ from orc_jax.commands import config_file
 from orc_jax.errors import UserError
 from orc_jax.runtime.caches import keep_programs
 from orc_jax.runtime.devices import explained
-from orc_jax.runtime.files import unwritable
+from orc_jax.runtime.files import unprintable
 from orc_jax.runtime.processes import leave
 from orc_jax.runtime.signals import end_commands_at_once
 
@@ -68,7 +68,7 @@ def run(
         try:
             first()
             keep_programs()
-            with unwritable("standard output"):
+            with unprintable():
                 command(*argv[1:])
                 sys.stdout.flush()
         except UserError as error:
@@ -205,10 +205,10 @@ def _parse(arguments, argv):
         if missing_flag:
             fail(f"--{missing_flag[1]}=… is required")
         fail(config_file.fault(error, _config_file(argv)) or error)
-    except OSError:
-        # An override asks for a config whose file is not there.
-        fail(f"no such config file: {_config_file(argv)}")
     except Exception as error:
+        if isinstance(error, OSError) and not os.path.isfile(_config_file(argv)):
+            # An override asks for a config whose file is not there.
+            fail(f"no such config file: {_config_file(argv)}")
         # ml_collections raises errors of many kinds, often without the name of the key.
         if found := config_file.fault(error, _config_file(argv)):
             fail(found)

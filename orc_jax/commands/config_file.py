@@ -29,9 +29,9 @@ def load(flag_name: str) -> tuple[ConfigDict, str, str]:
         getattr(config, "method", None)  # raises if there is no file
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"no such config file: {path}") from error
     except Exception as error:
+        if isinstance(error, OSError) and not Path(path).is_file():
+            raise UserError(f"no such config file: {path}") from error
         raise UserError(fault(error, path) or f"{path}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returns {config!r}, allowed: a ConfigDict")

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from orc_jax import checks
 from orc_jax.commands import command_line, config_file
-from orc_jax.config import HARMLESS
+from orc_jax.config import UNNAMED
 from orc_jax.runtime import display, processes
 from orc_jax.training import train
 
@@ -27,7 +27,7 @@ def overrides_in_name(arguments: list[str]) -> str:
     text = "\n".join(arguments)
     found = re.findall(r"^--?config\.([^=\n]+[=\n].*)$", text, re.MULTILINE)
     found = [override.replace("\n", "=", 1) for override in found]
-    found = sorted({text for text in found if text.partition("=")[0] not in HARMLESS})
+    found = sorted({text for text in found if text.partition("=")[0] not in UNNAMED})
     name = "".join("-" + re.sub(r"[^\w.=+-]+", "_", text) for text in found)
     if len(name) <= LONGEST:
         return name

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -15,7 +16,10 @@ import numpy as np
 from orc_jax.errors import UserError
 
 LIMIT = 50 * 2**30  # bytes of all arrays
-NEW = "new-"  # prefix of what is being written
+NEW = "orc_jax-new-"  # prefix of what is being written
+# Beside these there may be other things of the user in the folder.
+_LEFTOVER = re.compile(re.escape(NEW) + r"(.+)-(\d+)-[^-]+")  # host, process
+_ARRAYS = re.compile(r"[0-9a-f]{32}\.npz")
 DAY = 24 * 3600  # seconds
 
 
@@ -52,10 +56,11 @@ def cached(folder: Path | None, key: str, make: Callable[[], dict]) -> dict[str,
 def _remove_leftovers(folder: Path) -> None:
     """Remove what processes have left that were killed while they wrote."""
     for path in folder.glob(f"{NEW}*"):
-        host, _, rest = path.name.removeprefix(NEW).rpartition("-")[0].rpartition("-")
-        is_here = host == platform.node() and rest.isdecimal()
+        if not (found := _LEFTOVER.fullmatch(path.name)):
+            continue
         # Of a process on another machine nobody knows here whether it lives.
-        if _has_ended(int(rest)) if is_here else time.time() - path.stat().st_mtime > DAY:
+        is_here, is_old = found[1] == platform.node(), time.time() - path.stat().st_mtime > DAY
+        if _has_ended(int(found[2])) if is_here else is_old:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -71,7 +76,8 @@ def _has_ended(process: int) -> bool:
 
 def _forget_old(newest: Path) -> None:
     """Remove the arrays that were not used for longest, beyond the limit of the cache."""
-    files = [(path, path.stat()) for path in newest.parent.glob("*.npz") if path != newest]
+    others = [path for path in newest.parent.iterdir() if _ARRAYS.fullmatch(path.name)]
+    files = [(path, path.stat()) for path in others if path != newest]
     total = newest.stat().st_size + sum(status.st_size for _, status in files)
     for path, status in sorted(files, key=lambda entry: entry[1].st_mtime):
         if total <= LIMIT:
@@ -89,7 +95,8 @@ def _keep(file, arrays):
             np.savez(new, **arrays)
             if arrays:
                 new.replace(file)
-                _forget_old(file)
+                with suppress(FileNotFoundError):  # another process forgets them, too
+                    _forget_old(file)
     except OSError as error:
         raise UserError(
             f"decoded images cannot be kept in {file.parent}: {error.strerror}; "

@@ -53,10 +53,7 @@ def from_json(about: dict) -> Preprocessing:
     for key in ("image_shape", "resize", "mean", "std"):
         if key not in about:
             raise UserError(f"there is no {key!r}")
-    shape = about["image_shape"]
-    is_shape = isinstance(shape, list) and len(shape) == 3
-    if not is_shape or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise UserError(f"image_shape is {shape}, allowed: [height, width, channels]")
+    shape = image_shape(about)
     channels = shape[2]
     for key, least in (("mean", -math.inf), ("std", 0)):
         values = about[key]
@@ -69,7 +66,23 @@ def from_json(about: dict) -> Preprocessing:
         if not isinstance(value, int) or value < 0:
             raise UserError(f"{key} is {value}, allowed: whole numbers from 0")
     mean, std = (np.array(about[key], np.float32) for key in ("mean", "std"))
-    return Preprocessing(tuple(shape), resize, mean, std, bits)
+    return Preprocessing(shape, resize, mean, std, bits)
+
+
+def image_shape(about: dict) -> tuple[int, int, int]:
+    """Read the shape of the images, (height, width, channels), from the fields of a network.
+
+    Args:
+      about: the fields, with "image_shape" among them.
+
+    Raises:
+      UserError: it cannot be a shape.
+    """
+    shape = about["image_shape"]
+    is_shape = isinstance(shape, list) and len(shape) == 3
+    if not is_shape or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise UserError(f"image_shape is {shape}, allowed: [height, width, channels]")
+    return shape[0], shape[1], shape[2]
 
 
 def class_names(about: dict) -> list[str]:

@@ -215,8 +215,8 @@ def _of_workers(batches: Iterator) -> Iterator:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                "a process that reads images has died, perhaps because the memory is full: the "
-                "same command goes on, with fewer of them by --config.data.workers"
+                "a process that reads images has died, perhaps because the memory is full "
+                "(--config.data.workers sets their number)"
             ) from error
         yield batch
 

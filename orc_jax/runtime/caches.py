@@ -88,12 +88,14 @@ def takes_its_own_programs(folder: Path) -> bool:
     Args:
       folder: cache of programs, where the answer is kept.
     """
-    name = f".cpu-{metadata.version('jaxlib')}-{platform.node()}".replace("/", "_")
-    answer = folder / name
-    if not answer.exists():
+    parts = (metadata.version("jaxlib"), platform.node(), os.environ.get("JAX_PLATFORMS", ""))
+    answer = folder / f".cpu-{'-'.join(parts)}".replace(",", "_")
+    known = answer.read_text() if answer.exists() else ""
+    if known not in ("refused", "taken"):
         is_refused = jax.default_backend() == "cpu" and REFUSED in _said_on_loading()
-        answer.write_text("refused" if is_refused else "taken")
-    return answer.read_text() != "refused"
+        known = "refused" if is_refused else "taken"
+        answer.write_text(known)
+    return known == "taken"
 
 
 def _said_on_loading() -> str:

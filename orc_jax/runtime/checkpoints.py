@@ -7,6 +7,7 @@ what Orbax wrote, `notes.json` of a checkpoint holds its score and the checksums
 import json
 import logging
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ class Checkpoints:
         logger = logging.getLogger("absl")
         level = logger.level
         logger.setLevel(logging.ERROR)
-        kept = [policies.LatestN(2), _KeepBest(self._directory)]
-        self._manager = ocp.CheckpointManager(
+        self._best = _best(self._directory)
+        kept = [policies.LatestN(2), _Kept(lambda step: self._best and step == self._best[1])]
+        self._manager = _Manager(
             self._directory,
             item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
@@ -80,7 +82,7 @@ class Checkpoints:
           UserError: it cannot be written, or the one before it could not.
         """
         self.wait()
-        if step not in steps(self._directory.parent):
+        if step not in self._manager.all_steps():
             args = ocp.args.Composite(state=ocp.args.StandardSave(state))
             with files.unwritable(self._directory / str(step)):
                 self._manager.save(step, args=args)
@@ -92,7 +94,11 @@ class Checkpoints:
         Args:
           step: of a checkpoint.
           score: top-1 accuracy in percent, see `metrics.target_top1`.
+
+        Raises:
+          UserError: it cannot be written.
         """
+        self._best = max(self._best or (score, step), (score, step))
         self._pending = step
         self.wait(score)
 
@@ -111,8 +117,7 @@ class Checkpoints:
         if which == "last":
             return there[-1]
         if which == "best":
-            best = _best(self._directory)
-            return best[1] if best else there[-1]
+            return self._best[1] if self._best else there[-1]
         if which not in map(str, there):
             raise UserError(
                 f"no checkpoint {which!r}, there are: last, best, {', '.join(map(str, there))}"
@@ -122,8 +127,7 @@ class Checkpoints:
     @property
     def best_score(self) -> float | None:
         """Score of the best checkpoint, or None if none was evaluated."""
-        best = _best(self._directory)
-        return best[0] if best else None
+        return self._best[0] if self._best else None
 
     def restore(self, step: int, like: State) -> State:
         """Restore the state of a step.
@@ -179,19 +183,34 @@ class Checkpoints:
             self._manager.wait_until_finished()
         if step is not None and is_main():
             checkpoint = self._directory / str(step)
-            notes = {"score": score, "files": _checksums(checkpoint)}
-            files.write(checkpoint / NOTES, files.to_json(notes))
+            # Checksums that were noted stay: later ones would be those of later damage.
+            notes = _notes(checkpoint) or {"files": _checksums(checkpoint)}
+            files.write(checkpoint / NOTES, files.to_json(notes | {"score": score}))
 
 
-class _KeepBest(policies.PreservationPolicy):
-    """Keeps the checkpoint with the highest score."""
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask JAX whether a process was sent SIGTERM.
 
-    def __init__(self, directory: Path):
-        self._directory = directory
+    JAX counts how often it is asked. The answer is for the loop, see `processes.are_stopped`; at
+    other counts it would be lost.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+class _Kept(policies.PreservationPolicy):
+    """Keeps checkpoints of some steps.
+
+    Attributes:
+      is_kept: step → whether it is kept.
+    """
+
+    def __init__(self, is_kept: Callable[[int], object]):
+        self._is_kept = is_kept
 
     def should_preserve(self, checkpoints, *, context):
-        best = _best(self._directory)
-        return [best is not None and checkpoint.step == best[1] for checkpoint in checkpoints]
+        return [bool(self._is_kept(checkpoint.step)) for checkpoint in checkpoints]
 
 
 def _best(directory: Path) -> tuple[float, int] | None:
@@ -204,12 +223,30 @@ def _score(checkpoint: Path) -> float | None:
     """Return the score of a checkpoint; None if it was not evaluated or the score is lost."""
     # Before there were notes, Orbax kept the score.
     for name, key in ((NOTES, "score"), ("metrics/metrics", "target_top1")):
-        try:
-            if isinstance(score := json.loads((checkpoint / name).read_text())[key], float):
-                return score
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        score = _json(checkpoint / name).get(key)
+        if isinstance(score, float):
+            return score
     return None
+
+
+def _notes(checkpoint: Path) -> dict:
+    """Return the notes on a checkpoint, or {} if there are none."""
+    return _json(checkpoint / NOTES)
+
+
+def _json(path: Path) -> dict:
+    """Return the object in a JSON file, or {} if there is none.
+
+    Raises:
+      UserError: the file is there and cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return value if isinstance(value, dict) else {}
 
 
 def _checksums(checkpoint: Path) -> dict[str, list[int]]:
@@ -217,8 +254,11 @@ def _checksums(checkpoint: Path) -> dict[str, list[int]]:
     found = {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file() and NOTES not in path.name:
-            content = path.read_bytes()
-            found[path.relative_to(checkpoint).as_posix()] = [len(content), zlib.crc32(content)]
+            size = checksum = 0
+            with path.open("rb") as file:
+                while part := file.read(2**20):
+                    size, checksum = size + len(part), zlib.crc32(part, checksum)
+            found[path.relative_to(checkpoint).as_posix()] = [size, checksum]
     return found
 
 
@@ -228,6 +268,9 @@ def fault(checkpoint: Path) -> str:
     Args:
       checkpoint: its directory. One without notes, of an earlier version or of a run that was
         killed just then, is taken to be whole if its parts are there.
+
+    Raises:
+      UserError: the disk cannot be read, which says nothing of the checkpoint.
     """
     try:
         for part in ("state", "state/_METADATA", "_CHECKPOINT_METADATA"):
@@ -236,7 +279,8 @@ def fault(checkpoint: Path) -> str:
         if not (checkpoint / NOTES).exists():
             json.loads((checkpoint / "state/_METADATA").read_text())
             return ""
-        expected = files.read_json(checkpoint / NOTES, "the notes of a checkpoint").get("files", {})
+        if not (expected := _notes(checkpoint).get("files")):
+            return f"{NOTES} is damaged"
         found = _checksums(checkpoint)
         for name, (size, checksum) in expected.items():
             if name not in found:
@@ -245,7 +289,9 @@ def fault(checkpoint: Path) -> str:
                 return f"{name} has {found[name][0]:,} bytes in place of {size:,}"
             if found[name][1] != checksum:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
+    except OSError as error:
+        raise UserError(f"{checkpoint} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
         return str(error)
     return ""
 
@@ -258,6 +304,9 @@ def set_damaged_aside(workdir: Path) -> list[str]:
 
     Returns:
       A line about each damaged checkpoint.
+
+    Raises:
+      UserError: the disk cannot be read or written.
     """
     lines = []
     entries = (workdir / "checkpoints").glob("*")
@@ -268,14 +317,18 @@ def set_damaged_aside(workdir: Path) -> list[str]:
             while place.exists():
                 number += 1
                 place = workdir / "damaged" / f"{path.name}-{number}"
-            place.parent.mkdir(exist_ok=True)
-            path.rename(place)
+            with files.unwritable(place):
+                place.parent.mkdir(exist_ok=True)
+                path.rename(place)
             lines.append(f"{path} is damaged ({found}): it is in {place} now")
     return lines
 
 
 def steps(workdir: str | Path) -> list[int]:
-    """Return the steps that have a checkpoint, in their order; stray files are passed over."""
+    """Return the steps that have a checkpoint, in their order.
+
+    Stray files and folders without a state are passed over.
+    """
     states = (Path(workdir) / "checkpoints").glob("*/state")
     return sorted(int(path.parent.name) for path in states if path.parent.name.isdecimal())
 
@@ -289,13 +342,15 @@ def read_config(workdir: str | Path) -> ConfigDict:
     """Read the config of a work directory.
 
     Raises:
-      UserError: the directory is not a work directory, or its config is damaged.
+      UserError: the directory is not a work directory, or its config is damaged or unreadable.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} is not a work directory: it has no config.json")
     try:
         return configs.from_json(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -16,6 +16,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, 
 def write(path: Path, text: str) -> None:
     """Write a file as a whole: afterwards it has the new text, or still the old one.
 
+    What a link names is written, and a device such as /dev/stdout as it is.
+
     Args:
       path: the file.
       text: its new content.
@@ -23,10 +25,16 @@ def write(path: Path, text: str) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.new")
     with unwritable(path):
-        _write(temporary, "w", text)
-        temporary.replace(path)
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            return _write(path, "w", text)
+        temporary = target.with_name(f".{target.name}.new")
+        try:
+            _write(temporary, "w", text)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def append(path: Path, text: str) -> None:
@@ -47,11 +55,12 @@ def _write(path, mode, text):
     with path.open(mode, encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if path.is_file():
+            os.fsync(file.fileno())
 
 
 @contextmanager
-def unwritable(path: Path | str) -> Iterator[None]:
+def unwritable(path: Path) -> Iterator[None]:
     """Turn the errors of a full disk and the like, while a file is written, into a `UserError`.
 
     Args:
@@ -62,10 +71,27 @@ def unwritable(path: Path | str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = _disk_error(error)
+        reason = error.strerror if isinstance(error, OSError) else _disk_error(error)
         if not reason:
             raise
         raise UserError(f"{path} cannot be written: {reason}") from error
+
+
+@contextmanager
+def unprintable() -> Iterator[None]:
+    """Turn the errors of a full disk, while standard output is written, into a `UserError`.
+
+    So it does with those of a file that has no better message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            name = os.fsdecode(error.filename) if error.filename != -1 else "a file"
+            raise UserError(f"{name} cannot be used: {error.strerror}") from error
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _disk_error(error: BaseException | None) -> str:

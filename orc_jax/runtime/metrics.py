@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orc_jax.errors import counted
+from orc_jax.errors import UserError, counted
 from orc_jax.runtime import display, files
 from orc_jax.runtime.processes import is_main
 from orc_jax.runtime.tensorboard import Board
@@ -127,12 +127,15 @@ class Writers:
     def __init__(self, workdir: Path, names: list[str], step: int):
         """Open the files, and drop what an interrupted run wrote after its last checkpoint.
 
-        The roles are written anew from the metrics.
+        The roles are written anew from the metrics, as far as these are there.
 
         Args:
           workdir: work directory of the run.
           names: the networks' names in peer order.
           step: of the checkpoint that training goes on from; 0 for a new run.
+
+        Raises:
+          UserError: a file cannot be read or written.
         """
         self._names = names
         self._board: Board | None = None
@@ -142,12 +145,21 @@ class Writers:
         self._roles = workdir / "roles.csv"
         records = [record for record in read(workdir) if record["step"] <= step]
         files.write(self._metrics, "".join(map(_line, records)))
+        rows = {record["step"]: self._role_rows(record) for record in records}
+        rows = _rows_of(self._roles, step) | rows
         header = ",".join(ROLE_COLUMNS) + "\n"
-        files.write(self._roles, header + "".join(map(self._role_rows, records)))
+        files.write(self._roles, header + "".join(rows[at] for at in sorted(rows)))
         self._board = Board(workdir / "tensorboard", step + 1)
 
     def write(self, record: dict) -> None:
-        """Append the record of an epoch to every file."""
+        """Append the record of an epoch to every file.
+
+        Args:
+          record: of the epoch.
+
+        Raises:
+          UserError: a file cannot be written.
+        """
         if self._board is None:
             return
         files.append(self._metrics, _line(record))
@@ -173,6 +185,17 @@ class Writers:
             self._board.close()
 
 
+def _rows_of(path: Path, last: int) -> dict[int, str]:
+    """Return step → rows of a `roles.csv`, up to a step and without what are no rows."""
+    rows: dict[int, str] = {}
+    lines = path.read_text(errors="replace").split("\n")[1:-1] if path.exists() else []
+    for line in lines:
+        cells = line.split(",")
+        if len(cells) == len(ROLE_COLUMNS) and cells[1].isdecimal() and int(cells[1]) <= last:
+            rows[int(cells[1])] = rows.get(int(cells[1]), "") + f"{line}\n"
+    return rows
+
+
 def _line(record: dict) -> str:
     return json.dumps(_finite(record), allow_nan=False) + "\n"
 
@@ -193,12 +216,17 @@ def read(workdir: str | Path) -> list[dict]:
     """Read the records of a run, one for each epoch.
 
     A line that a kill cut off is skipped; other lines that are not records are too, with a warning.
+
+    Raises:
+      UserError: the file is there and cannot be read.
     """
     path = Path(workdir) / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    except OSError:
+    except FileNotFoundError:
         lines = []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     records = [record for record in map(_record, lines) if record]
     if strange := len(lines) - len(records):
         _warn(path, strange)

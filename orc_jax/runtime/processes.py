@@ -4,7 +4,6 @@ All of them run the same command on the same files. Only process 0, the main pro
 progress and writes metrics; all of them write checkpoints.
 """
 
-import getpass
 import itertools
 import json
 import os
@@ -108,7 +107,8 @@ def _take_number(address: str, number: int) -> None:
     Raises:
       UserError: one has.
     """
-    name = re.sub(r"\W", "_", f"orc_jax_{getpass.getuser()}_{address}_{number}")
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    name = re.sub(r"\W", "_", f"orc_jax_{user}_{address}_{number}")
     lock = FileLock(Path(tempfile.gettempdir()) / f"{name}.lock", blocking=False)
     with suppress(OSError):  # a file system without locks must not stop the run
         try:
@@ -128,7 +128,10 @@ def _waiting(settings: dict[str, Any]) -> Iterator[None]:
     """
     since, begin, done = time.strftime("%H:%M:%S"), time.monotonic(), threading.Event()
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that the cluster gives")
-    others = "the other processes" if settings.get("process_id") == 0 else "process 0"
+    number = settings.get("process_id")
+    for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        number = os.environ.get(name) if number is None else number
+    others = "process 0" if number not in (None, 0, "0") else "the other processes"
 
     def say():
         while not done.wait(WAITING):
@@ -175,8 +178,23 @@ def broadcast_from_main(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
 
 
+def number_from_main(value: int) -> int:
+    """Return the number that the main process gives, in all processes.
+
+    Args:
+      value: the number, below 2³¹.
+    """
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
 def total(own: int) -> int:
-    """Return the sum of what all processes count."""
+    """Return the sum of what all processes count.
+
+    Args:
+      own: what this process counts.
+    """
     if jax.process_count() == 1:
         return own
     return int(multihost_utils.process_allgather(np.int32(own)).sum())

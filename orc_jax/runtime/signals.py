@@ -63,7 +63,11 @@ class Watch:
         self._sender.close()  # ends the thread
 
     def pass_on(self, number: int) -> None:
-        """Let what handled a signal before handle it, in the main thread."""
+        """Let what handled a signal before handle it, in the main thread.
+
+        Args:
+          number: of the signal.
+        """
         self._passed_on = True
         _thread.interrupt_main(signal.Signals(number))
 
@@ -113,7 +117,17 @@ class Interruption:
 
     is_command = False
 
-    def __init__(self) -> None:
+    def __init__(self, hang_up: bool = False) -> None:
+        """Prepare to catch the signals.
+
+        Args:
+          hang_up: whether a closed terminal asks the run to end, too, unless SIGHUP is ignored
+            (nohup).
+        """
+        ignored = getattr(signal, "SIGHUP", None) is None or (
+            signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        )
+        self._more = [signal.SIGHUP] if hang_up and not ignored else []
         self.requested = ""
         self._first = True
         self._watch: Watch | None = None
@@ -125,7 +139,11 @@ class Interruption:
         return bool(self.requested)
 
     def check(self) -> None:
-        """Do the same, and raise `Stopped` if the run is to end."""
+        """Do the same, and raise if the run is to end.
+
+        Raises:
+          Stopped: it is.
+        """
         if self.stops():
             raise Stopped
 
@@ -135,7 +153,7 @@ class Interruption:
         # Only the main thread may set handlers; in others the signals keep their usual effect.
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT] if several else [signal.SIGTERM, signal.SIGINT]
-            self._watch = Watch(numbers, self._note)
+            self._watch = Watch([*numbers, *self._more], self._note)
             self._watch.start()
         return self
 
@@ -143,7 +161,7 @@ class Interruption:
         name = signal.Signals(number).name
         if not self._first:
             if self.is_command:
-                _end(number, f"{name} again: stopped at once; the last checkpoint is whole")
+                _end(number, f"{name} again: stopped at once, without another checkpoint")
             assert self._watch is not None
             self._watch.pass_on(number)
             return

@@ -82,7 +82,7 @@ def check(workdir: Path, config, dataset: Dataset, extend: bool = False) -> None
         if has_checkpoint(workdir):
             raise UserError(f"{workdir} has checkpoints, but its config.json is lost")
         # A run that was killed before it wrote its config may have left these.
-        own = {".lock", "data.json", "run.json", DAMAGED}
+        own = {".lock", "config.json.new", "data.json", "run.json", DAMAGED}
         own |= {f".{name}.json.new" for name in ("config", "data", "run")}
         if foreign := [path.name for path in workdir.iterdir() if path.name not in own]:
             raise UserError(
@@ -189,8 +189,8 @@ def began(workdir: str | Path) -> Began:
       UserError: the file is missing or damaged.
     """
     path = Path(workdir) / "run.json"
+    facts = files.read_json(path, "the run.json of a run")
     try:
-        facts = files.read_json(path, "the run.json of a run")
         return Began(
             images=preprocessing.from_json(facts),
             own_images={
@@ -203,6 +203,8 @@ def began(workdir: str | Path) -> Began:
             command=facts["command"],
             versions=facts["versions"],
         )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not the run.json of a run: {error!r}") from error
 

@@ -108,6 +108,8 @@ def _described(description):
     count = description.get("num_classes")
     if not isinstance(count, int) or count < 1:
         raise UserError(f"num_classes is {count}, allowed: whole numbers from 1")
+    if "image_shape" in description:
+        preprocessing.image_shape(description)
     if "mean" in description:
         preprocessing.from_json(description)
     if "class_names" in description:
