@@ -180,9 +180,11 @@ def from_json(text: str) -> ConfigDict:
     A setting that an earlier version did not have gets the value that means what was done then.
 
     Raises:
-      UserError: a later version wrote it.
+      UserError: a later version wrote it, or another program.
     """
     values = json.loads(text)
+    if missing := [key for key in ("method", "peers") if key not in values]:
+        raise UserError(f"it is not the config of a run: it has no {missing[0]!r}")
     schema = values.pop("schema", 1)
     config = ConfigDict(values)
     config.peers = tuple(map(ConfigDict, config.peers))

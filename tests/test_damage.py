@@ -298,3 +298,70 @@ def test_a_directory_whose_name_is_not_text(tmp_path):
     with pytest.raises(UserError, match=r"the work directory is .*caf\\udce9, allowed: a path in"):
         orc_jax.train(config_of(), tmp_path / "caf\udce9", DATA)
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_another_program_is_moved(tmp_path):
+    theirs = tmp_path / "project" / "checkpoints" / "1000" / "model.pt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"weights")
+    for config in (None, "{}", '{"model_type": "bert"}'):
+        if config:
+            (tmp_path / "project" / "config.json").write_text(config)
+        with pytest.raises(UserError, match=r"config\.json|is not empty and not a work directory"):
+            orc_jax.train(config_of(), tmp_path / "project", DATA)
+        assert theirs.read_bytes() == b"weights"
+        assert not (tmp_path / "project" / "damaged").exists()
+
+
+def test_what_cannot_be_read_is_not_overwritten_or_set_aside(run, monkeypatch):
+    text = (run / "metrics.jsonl").read_text()
+    real_text, real_open = Path.read_text, Path.open
+
+    def unreadable(name, real):
+        def read(path, *args, **kwargs):
+            if path.name == name:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path, *args, **kwargs)
+
+        return read
+
+    for name in ("metrics.jsonl", "config.json", "notes.json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", unreadable(name, real_text))
+            with pytest.raises(UserError, match=f"{name} cannot be read: Input/output error"):
+                orc_jax.train(config_of(), run, DATA)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", unreadable("_METADATA", real_open))
+        with pytest.raises(UserError, match=r"cannot be read: Input/output error"):
+            orc_jax.train(config_of(), run, DATA)
+    assert (run / "metrics.jsonl").read_text() == text and not (run / "damaged").exists()
+
+
+def test_roles_outlive_the_metrics(run, finished):
+    (run / "metrics.jsonl").unlink()
+    orc_jax.train(config_of(), run, DATA)
+    assert (run / "roles.csv").read_text() == (finished[0] / "roles.csv").read_text()
+
+
+def test_files_are_written_whole_through_links_and_to_devices(tmp_path):
+    target, link = tmp_path / "file", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    files.write(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True)
+    files.write(tmp_path / "pipe", "through")
+    assert reader.communicate()[0] == "through"
+    for place in (tmp_path, tmp_path / "nowhere" / "file", target / "file"):
+        with pytest.raises(UserError, match=f"{place} cannot be written: "):
+            files.write(place, "text")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "pipe"}
+
+
+def test_orbax_leaves_jaxs_count_of_stops_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point", lambda _: 1 / 0
+    )
+    orc_jax.train(config_of(1), tmp_path / "run", DATA)
+    assert steps(tmp_path / "run") == [PER_EPOCH]

@@ -146,7 +146,7 @@ class Writers:
         records = [record for record in read(workdir) if record["step"] <= step]
         files.write(self._metrics, "".join(map(_line, records)))
         rows = {record["step"]: self._role_rows(record) for record in records}
-        rows = _rows_of(self._roles, step) | rows
+        rows = _rows_of(self._roles, step - 1) | rows
         header = ",".join(ROLE_COLUMNS) + "\n"
         files.write(self._roles, header + "".join(rows[at] for at in sorted(rows)))
         self._board = Board(workdir / "tensorboard", step + 1)
@@ -167,7 +167,7 @@ class Writers:
         self._board.add(dict(_scalars(record, self._names)), record["step"])
 
     def _role_rows(self, record) -> str:
-        train, text = record["train"], io.StringIO()
+        train, text = record.get("train", {}), io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         for peer, name in enumerate(self._names):
             shares = [
@@ -237,8 +237,9 @@ def _record(line: str) -> dict | None:
     """Return the record on a line, or None if it is something else."""
     try:
         record = json.loads(line)
-        is_record = isinstance(record["step"] + record["epoch"], int) and {*record["train"]}
-    except (ValueError, TypeError, KeyError, RecursionError):
+        is_record = isinstance(record["step"] + record["epoch"], int)
+        is_record = is_record and isinstance(record.get("train", {}), dict)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return record if is_record else None
 

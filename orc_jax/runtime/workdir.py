@@ -89,6 +89,7 @@ def check(workdir: Path, config, dataset: Dataset, extend: bool = False) -> None
                 f"{workdir} is not empty and not a work directory: {foreign[0]} is in it"
             )
         return
+    read_config(workdir)  # raises if it is another program's
     if not has_begun(workdir):
         return
     check_config(workdir, config, extend)
