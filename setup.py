@@ -49,6 +49,7 @@ setup(
             "onnxruntime>=1.24",
             "pytest",
             "pytest-xdist",
+            "pyyaml",
             "ruff",
             "tensorflow-datasets>=4.9.8",
             "torch==2.13.0",

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orc_jax import models, peers
+from orc_jax import peers
 from orc_jax.data import batches, stream
 from orc_jax.errors import UserError, counted
 from orc_jax.evaluation import evaluate_split, renewal, show_table
+from orc_jax.introduction import introduce
 from orc_jax.prepare import Setup
 from orc_jax.runtime import display, files, metrics, processes
 from orc_jax.runtime.devices import explained
@@ -107,7 +108,7 @@ class Loop:
         writers = metrics.Writers(self.workdir, setup.group.names, self.step)
         with self._errors_say_what_is_safe():
             with writers, self.profiler, shown:
-                _introduce(setup, self.workdir, self.step, self.is_unrecorded, shown)
+                introduce(setup, self.workdir, self.step, self.is_unrecorded, shown)
                 shown.begin(self.step)
                 try:
                     self._train(writers)
@@ -349,50 +350,6 @@ def _training(state: State) -> dict:
     """Return the metrics of the current epoch's train steps, see `metrics.training`."""
     sums, promotions = jax.device_get((state.sums, state.promotions))
     return metrics.training(sums, promotions)
-
-
-def _introduce(setup, workdir, step, is_unrecorded, shown):
-    """Print what is trained, on which data, devices and files, and from which step on."""
-    devices = setup.group.mesh.devices
-    names = ", ".join(setup.group.names)
-    val = "" if setup.val_split is None else f"{len(setup.val_split.labels):,} validation, "
-    test = counted(len(setup.test_split.labels), "test image")
-    shown.say(
-        f"{setup.config.method.name}: {names} on {setup.config.data.name} "
-        f"({len(setup.train_split.labels):,} training, {val}{test}); "
-        f"{devices.shape[0]} × {devices.shape[1]} {devices.flat[0].platform} devices "
-        f"(data × peer); files in {workdir}"
-    )
-    for warning in _warnings(setup):
-        shown.say(f"warning: {warning}")
-    if step == setup.config.epochs * setup.steps_per_epoch and not is_unrecorded:
-        shown.say("this run is finished")
-    else:
-        shown.say(f"resumed at step {step}" if step else "compiling the step …")
-
-
-def _warnings(setup) -> Iterator[str]:
-    """Yield what is allowed and yet seldom meant."""
-    epochs, (height, width, _) = setup.config.epochs, setup.dataset.image_shape
-    for stack in peers.layout(setup.config, setup.method):
-        decays = tuple(stack.optimizer.decay_epochs)
-        never = stack.optimizer.schedule == "step" and all(e >= epochs for e in decays)
-        if stack.changes and never:
-            yield (
-                f"the learning rate of peers {', '.join(map(str, stack.peers))} never falls, "
-                f"because none of its decay_epochs {decays} is below epochs, {epochs}: set "
-                "--config.optimizer.decay_epochs, or --config.optimizer.schedule=cosine"
-            )
-    for name in dict.fromkeys(setup.group.names):
-        usual = models.entry(name).size
-        if usual >= 224 and min(height, width) <= usual // 4:  # those for ImageNet
-            twin = models.twin(name)
-            yield (
-                f"{name} is made for images of {usual}×{usual}, and begins by making these of "
-                f"{height}×{width} much smaller" + (f"; {twin} is made for small ones" * bool(twin))
-            )
-    if (count := len(setup.test_split.labels)) < 50:
-        yield f"with {counted(count, 'test image')}, one is {100 / count:.1f} % of the accuracy"
 
 
 def _check_finite(setup, state):

@@ -18,7 +18,8 @@ from orc_jax.errors import UserError
 from orc_jax.mesh import put_global
 from orc_jax.methods.method import Method
 from orc_jax.runtime import caches, display, processes
-from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
+from orc_jax.runtime.checkpoint_notes import has_checkpoint
+from orc_jax.runtime.checkpoints import Checkpoints, read_config
 from orc_jax.runtime.workdir import Began, began, has_data
 from orc_jax.state import State, abstract_state
 

@@ -12,12 +12,8 @@ from orc_jax import config as configs
 from orc_jax.loop import Loop, Result
 from orc_jax.prepare import Setup, prepare
 from orc_jax.runtime import display, processes
-from orc_jax.runtime.checkpoints import (
-    Checkpoints,
-    has_checkpoint,
-    read_config,
-    set_damaged_aside,
-)
+from orc_jax.runtime.checkpoint_notes import has_checkpoint, set_damaged_aside
+from orc_jax.runtime.checkpoints import Checkpoints, read_config
 from orc_jax.runtime.signals import Interruption
 from orc_jax.runtime.versions import versions
 from orc_jax.runtime.workdir import (

@@ -29,7 +29,8 @@ from test_interruptions import held, without_times
 import orc_jax
 from orc_jax.errors import UserError
 from orc_jax.runtime import files, metrics
-from orc_jax.runtime.checkpoints import Checkpoints, steps
+from orc_jax.runtime.checkpoint_notes import steps
+from orc_jax.runtime.checkpoints import Checkpoints
 from orc_jax.trained.networks import from_run
 
 DATA = tiny_data()

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from conftest import QUICK, ROOT, TOO_LONG, WITH_TINY, run_command
 from test_folder import picture, save
 
@@ -182,3 +183,28 @@ def test_ctrl_c_ends_all_processes_with_a_checkpoint(command, tmp_path):
     results = end(processes)
     assert [status for status, *_ in results] == [STOPPED, STOPPED], results
     assert "stopped by SIGTERM at step" in results[0][1]
+
+
+def test_the_kubernetes_job_tells_its_processes_what_they_need():
+    service, job = yaml.safe_load_all((ROOT / "docs" / "kubernetes.yaml").read_text())
+    name, spec = job["metadata"]["name"], job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    settings = {entry["name"]: entry.get("value") for entry in container["env"]}
+    host, _, port = settings["JAX_COORDINATOR_ADDRESS"].partition(":")
+    # A pod of an indexed job is found by its job's name, its index and the headless service.
+    assert host == f"{name}-0.{service['metadata']['name']}" and port.isdecimal()
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"] == {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {"job-name": name},
+    }
+    assert int(settings["JAX_NUM_PROCESSES"]) == spec["completions"] == spec["parallelism"]
+    assert "JAX_PROCESS_ID" in settings and spec["completionMode"] == "Indexed"
+    python, m, module, config, workdir = container["command"]
+    assert (python, m, module) == ("python", "-m", "orc_jax.main")
+    assert (ROOT / config.removeprefix("--config=")).exists()
+    (volume,) = container["volumeMounts"]
+    assert workdir.startswith(f"--workdir={volume['mountPath']}/")
+    assert [entry["name"] for entry in pod["volumes"]] == [volume["name"]]

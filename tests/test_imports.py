@@ -23,7 +23,7 @@ FLOORS = (
     ("checks", "pretraining", "recipes"),
     ("runtime",),
     ("prepare",),
-    ("evaluation", "trained"),
+    ("evaluation", "introduction", "trained"),
     ("insight", "loop"),
     ("training",),
     ("commands",),

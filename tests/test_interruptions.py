@@ -25,7 +25,7 @@ from test_folder import picture, save
 import orc_jax
 from orc_jax import loop
 from orc_jax.runtime import metrics
-from orc_jax.runtime.checkpoints import steps
+from orc_jax.runtime.checkpoint_notes import steps
 from orc_jax.runtime.signals import Interruption
 
 NETWORKS = ("pixels", "pixels")

@@ -16,7 +16,8 @@ from orc_jax.data.folder import printable
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.runtime import files
-from orc_jax.runtime.checkpoints import has_checkpoint, read_config
+from orc_jax.runtime.checkpoint_notes import has_checkpoint
+from orc_jax.runtime.checkpoints import read_config
 from orc_jax.runtime.processes import is_main
 from orc_jax.runtime.versions import versions
 

@@ -20,7 +20,8 @@ from orc_jax.data import preprocessing
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
 from orc_jax.runtime import display, files
-from orc_jax.runtime.checkpoints import Checkpoints, has_checkpoint, read_config
+from orc_jax.runtime.checkpoint_notes import has_checkpoint
+from orc_jax.runtime.checkpoints import Checkpoints, read_config
 from orc_jax.runtime.processes import barrier, is_main
 from orc_jax.runtime.workdir import began
 from orc_jax.trained import torch_weights
