@@ -95,7 +95,7 @@ class Jobs:
           on_poll: called twice a second.
           on_end: called with every run that ended.
         """
-        with Interruption(hang_up=True) as interruption:
+        with Interruption(hang_up=True, again=self._kill) as interruption:
             try:
                 while not interruption.requested and (self._waiting or self._processes):
                     self._start()
@@ -115,8 +115,11 @@ class Jobs:
             for process in processes:
                 process.wait()
         finally:
-            for process in processes:
-                process.kill()
+            self._kill()
+
+    def _kill(self):
+        for _, process in list(self._processes.values()):
+            process.kill()
 
     def _start(self):
         """Start runs whose teachers are trained, as many as there are free slots."""

@@ -39,19 +39,20 @@ def until(condition, process=None):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_second_acts(number):
-    seen = []
+    seen, again = [], []
     before = signal.signal(number, lambda *args: seen.append(args[0]))
     mine = signal.getsignal(number)
     try:
-        with Interruption() as interruption:
+        with Interruption(again=lambda: again.append(1)) as interruption:
             assert not interruption.stops()
             signal.raise_signal(number)
             until(interruption.stops)
-            assert interruption.requested == number.name and not seen
+            assert interruption.requested == number.name and not seen and not again
             signal.raise_signal(number)
             until(lambda: seen)
             assert signal.getsignal(number) is mine
         assert signal.getsignal(number) is mine and seen == [number]
+        assert again == [1]
     finally:
         signal.signal(number, before)
 

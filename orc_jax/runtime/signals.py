@@ -117,13 +117,15 @@ class Interruption:
 
     is_command = False
 
-    def __init__(self, hang_up: bool = False) -> None:
+    def __init__(self, hang_up: bool = False, again: Callable[[], None] = lambda: None) -> None:
         """Prepare to catch the signals.
 
         Args:
           hang_up: whether a closed terminal asks the run to end, too, unless SIGHUP is ignored
             (nohup).
+          again: called in a thread at the second signal, before it has its effect.
         """
+        self._again = again
         ignored = getattr(signal, "SIGHUP", None) is None or (
             signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         )
@@ -160,6 +162,7 @@ class Interruption:
     def _note(self, number: int) -> None:
         name = signal.Signals(number).name
         if not self._first:
+            self._again()
             if self.is_command:
                 _end(number, f"{name} again: stopped at once, without another checkpoint")
             assert self._watch is not None
