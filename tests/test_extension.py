@@ -107,7 +107,7 @@ def test_the_readmes_own_method_as_it_stands(outside, tmp_path):
     model = orc_jax.load(tmp_path / "run")
     images = tiny_data()[2]
     assert model.predict(images).shape == (len(images), 5)
-    config.epochs = 3
+    config.seed = 3
     with pytest.raises(UserError, match="belongs to a run with another config"):
         orc_jax.train(config, tmp_path / "run")
     config.peers = config.peers[:1]

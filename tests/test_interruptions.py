@@ -31,6 +31,13 @@ from orc_jax.runtime.signals import Interruption
 NETWORKS = ("pixels", "pixels")
 
 
+# Before a command: it gets Ctrl-C even if this process, as those of pytest-xdist, ignores it.
+INTERRUPTIBLE = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
 def until(condition, process=None):
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
@@ -109,12 +116,13 @@ def test_a_checkpoint_after_some_minutes(tmp_path, monkeypatch):
     assert steps(tmp_path / "run") == sorted(set(saved))[-2:]
 
 
-def command_on(root):
+def command_on(root, validation=1):
     """Trains on images that two processes read."""
     for i, name in enumerate("ab"):
         for j in range(24):
             save(root / "train" / name / f"{j:02}.png", picture(100 * i + j, (8, 8)))
-        save(root / "val" / name / "0.png", picture(1000 * i, (8, 8)))
+        for j in range(validation):
+            save(root / "val" / name / f"{j}.png", picture(1000 * i + j, (8, 8)))
     settings = {"dir": root, "size": 8, "memory": 0, "cache": root.parent, "workers": 2}
     changes = [f"--config.data.{key}={value}" for key, value in settings.items()]
     changes += ["--config.epochs=20", "--config.batch_size=8"]
@@ -189,14 +197,20 @@ def test_reading_workers_that_are_killed_orphaned_or_interrupted(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_ctrl_c_during_an_evaluation_whose_images_are_read_by_workers(tmp_path):
-    command = command_on(tmp_path / "images")
+    command = command_on(tmp_path / "images", validation=200)
     changes = ["--config.epochs=1", "--config.data.workers=0", f"--workdir={tmp_path}/run"]
     run_command(*command, *changes, env=QUICK)
     text = (tmp_path / "run" / "config.json").read_text()
-    assert '"workers": 0' in text
-    (tmp_path / "run" / "config.json").write_text(text.replace('"workers": 0', '"workers": 2'))
+    for old, new in (
+        ('"workers": 0', '"workers": 2'),
+        ('"eval_batch_size": 500', '"eval_batch_size": 1'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "run" / "config.json").write_text(text)
+    evaluate = [WITH_TINY, "orc_jax.evaluate", f"--workdir={tmp_path}/run"]
     process = subprocess.Popen(
-        [sys.executable, WITH_TINY, "orc_jax.evaluate", f"--workdir={tmp_path}/run"],
+        [sys.executable, "-c", INTERRUPTIBLE, *evaluate],
         cwd=ROOT,
         env=os.environ | QUICK,
         stdout=subprocess.PIPE,
@@ -228,9 +242,10 @@ def test_the_second_ctrl_c_ends_a_command_at_once(tmp_path):
 
 @pytest.mark.parametrize("loaded", ["jax", "orc_jax.models"])
 def test_ctrl_c_while_packages_load(loaded):
-    arguments = [sys.executable, "-X", "importtime", "-m", "orc_jax.main", "--config=x.py"]
+    arguments = ["-X", "importtime", "-m", "orc_jax.main", "--config=x.py"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, *arguments]
     process = subprocess.Popen(
-        arguments, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     for line in process.stderr:
         if line.split("|")[-1].strip() == loaded:
