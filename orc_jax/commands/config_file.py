@@ -10,11 +10,8 @@ from ml_collections import ConfigDict, config_flags
 from orc_jax.errors import UserError
 
 
-def load(flag_name: str) -> tuple[ConfigDict, str, str]:
-    """Load the config that a flag names, with its overrides.
-
-    Args:
-      flag_name: of a flag that `config_flags.DEFINE_config_file` has defined.
+def load() -> tuple[ConfigDict, str, str]:
+    """Load the config that the flag --config names, with its overrides.
 
     Returns:
       The config, the path of its file, and its preset; "" without one.
@@ -22,7 +19,7 @@ def load(flag_name: str) -> tuple[ConfigDict, str, str]:
     Raises:
       UserError: the file is missing or wrong.
     """
-    flag = flags.FLAGS[flag_name]
+    flag = flags.FLAGS["config"]
     path, _, preset = config_flags.get_config_filename(flag).partition(":")
     try:
         config: Any = flag.value

@@ -60,7 +60,7 @@ def main() -> None:
     flags.mark_flag_as_required("config")
 
     def command():
-        config, path, preset = config_file.load("config")
+        config, path, preset = config_file.load()
         checks.check_form(config)
         name = f"{Path(path).stem}-{preset or config.method.name}"
         name = name.replace(":", "-").replace(",", "-")

@@ -4,32 +4,20 @@
 # On Debian, with the package openmpi-bin; orc_jax is the one that `python` imports.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source tests/cluster/stop_and_go_on.sh
 work=$(mktemp -d)
+workdir=$work/run
 trap 'rm -rf "$work"' EXIT
 
 run() {
   mpirun --allow-run-as-root --oversubscribe -n 2 \
     python -m orc_jax.main --config=configs/digits.py:dml:resnet8,resnet8 --config.epochs=12 \
-    --workdir="$work/run"
+    --workdir="$workdir"
 }
 
-run >"$work/first" 2>&1 &
-job=$!
-until ls "$work"/run/checkpoints/*/notes.json >/dev/null 2>&1; do
-  kill -0 "$job" || { cat "$work/first"; exit 1; }
-  sleep 0.1
-done
-pkill -TERM --oldest --full "^[^ ]*python -m orc_jax.main .*$work/run"
-status=0
-wait "$job" || status=$?
-cat "$work/first"
-[ "$status" = 75 ]
-[ "$(grep -c 'stopped by SIGTERM at step' "$work/first")" = 1 ]
-! grep -q Traceback "$work/first"
+stop() {
+  pkill -TERM --oldest --full "^[^ ]*python -m orc_jax.main .*$workdir"
+}
 
-run >"$work/second" 2>&1
-cat "$work/second"
-[ "$(grep -c 'resumed at step' "$work/second")" = 1 ]
-[ "$(grep -c 'dml after epoch 12' "$work/second")" = 1 ]
-[ "$(wc -l <"$work/run/metrics.jsonl")" = 12 ]
+stop_and_go_on "$work/log"
 echo "mpirun: stopped with status 75, went on and finished"

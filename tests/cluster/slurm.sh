@@ -4,7 +4,9 @@
 # On Debian, as root, with the package slurm-wlm; orc_jax is the one that `python` imports.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source tests/cluster/stop_and_go_on.sh
 work=$(mktemp -d)
+workdir=$work/runs/orc
 node=$(hostname -s)
 chmod 755 "$work"
 
@@ -63,26 +65,12 @@ until sinfo --noheader --format=%t 2>/dev/null | grep -q idle; do sleep 0.2; don
 run() {
   srun --nodes=1 --ntasks-per-node=2 --job-name=orc \
     python -m orc_jax.main --config=configs/digits.py:dml:resnet8,resnet8 --config.epochs=12 \
-    --workdir="$work/runs/orc"
+    --workdir="$workdir"
 }
 
-run >"$work/first" 2>&1 &
-job=$!
-until ls "$work"/runs/orc/checkpoints/*/notes.json >/dev/null 2>&1; do
-  kill -0 "$job" || { cat "$work/first"; exit 1; }
-  sleep 0.1
-done
-scancel --signal=TERM --name=orc
-status=0
-wait "$job" || status=$?
-cat "$work/first"
-[ "$status" = 75 ]
-[ "$(grep -c 'stopped by SIGTERM at step' "$work/first")" = 1 ]
-! grep -q Traceback "$work/first"
+stop() {
+  scancel --signal=TERM --name=orc
+}
 
-run >"$work/second" 2>&1
-cat "$work/second"
-[ "$(grep -c 'resumed at step' "$work/second")" = 1 ]
-[ "$(grep -c 'dml after epoch 12' "$work/second")" = 1 ]
-[ "$(wc -l <"$work/runs/orc/metrics.jsonl")" = 12 ]
+stop_and_go_on "$work/log"
 echo "SLURM: stopped with status 75, went on and finished"
