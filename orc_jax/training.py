@@ -60,7 +60,8 @@ def train(config, workdir: str | Path, data: tuple | None = None, extend: bool =
     config = configs.resolved(config)
     check_saveable(workdir, "the work directory")
     processes.agree(_facts(config, workdir))
-    if all((workdir / name).exists() for name in ("config.json", "run.json")):
+    is_run = all((workdir / name).exists() for name in ("config.json", "run.json"))
+    if processes.broadcast_from_main(is_run):  # another process may see older files
         if has_begun(workdir):
             check_config(workdir, config, extend)
         _set_damaged_aside(workdir)

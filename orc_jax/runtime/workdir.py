@@ -53,7 +53,7 @@ def check_saveable(directory: Path, what: str) -> None:
       UserError: they cannot. Orbax takes *, ? and [ in a path for a pattern, and would write what
         it cannot read; it takes no path that is not valid text.
     """
-    if not printable(str(directory.absolute())) == str(directory.absolute()):
+    if printable(str(directory.absolute())) != str(directory.absolute()):
         raise UserError(f"{what} is {printable(str(directory))}, allowed: a path in UTF-8")
     if found := set("*?[") & set(str(directory.absolute())):
         raise UserError(f"{what} is {directory}, allowed: a path without {' '.join(sorted(found))}")
