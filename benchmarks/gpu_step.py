@@ -115,7 +115,7 @@ class Variant:
             self.args = (setup.train_split, setup.on_mesh(jax.device_get(order)))
             self.steps = DISPATCH if name == "dispatch" else 1
             if self.steps > 1:
-                one = step
+                one = step.__wrapped__  # a jit with compiler options takes no place in another
 
                 def several(state, *args):
                     return lax.fori_loop(0, DISPATCH, lambda i, s: one(s, *args), state)

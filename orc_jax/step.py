@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from orc_jax import losses, optimizers, passes, peers, teachers
+from orc_jax import compiler, losses, optimizers, passes, peers, teachers
 from orc_jax import state as states
 from orc_jax.data import batches, mixing
 from orc_jax.methods.apply import apply_method, ensembles
@@ -235,7 +235,7 @@ def compile_steps(config, group: peers.Group, method: Method, *, streamed: bool 
         mapped = jax.shard_map(
             on_whole_batch, mesh=group.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
-        return jax.jit(mapped, **kwargs)
+        return compiler.jit(mapped, **kwargs)
 
     train = make_train_step(config, group, method, streamed=streamed)
     size = evaluation_batch_size(config, group)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "orc_jax"
 # The rooms of the package, from the ground up: each imports from those in lines above its own.
 FLOORS = (
     ("errors", "start"),
-    ("extension", "losses", "mesh", "optimizers"),
+    ("compiler", "extension", "losses", "mesh", "optimizers"),
     ("data", "models"),
     ("peers",),
     ("methods", "passes"),

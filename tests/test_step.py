@@ -105,7 +105,7 @@ def test_bfloat16_is_for_activations_alone():
     config.precision = "bfloat16"
     _, state, train_step, order = build(config)
     split = prepare(config, tiny_data()).train_split
-    jaxpr = str(jax.make_jaxpr(train_step)(state, split, order))
+    jaxpr = str(train_step.trace(state, split, order).jaxpr)
     convolutions = re.findall(r":(\w+)\[\S+\] = conv_general_dilated", jaxpr)
     assert convolutions and set(convolutions) == {"bf16"}
     types = {leaf.dtype for leaf in jax.tree.leaves((state.stacks, state.sums))}
@@ -120,7 +120,7 @@ def rounded_products(method, tf32=True, **changes):
     config.tf32 = tf32
     _, state, train_step, order = build(config)
     split = prepare(config, tiny_data()).train_split
-    jaxpr = str(jax.make_jaxpr(train_step)(state, split, order))
+    jaxpr = str(train_step.trace(state, split, order).jaxpr)
     products = re.findall(r"(?:dot_general|conv_general_dilated)\[(.*?)\n *\] ", jaxpr, re.DOTALL)
     assert len(products) > 10
     return sum("Precision.HIGHEST" not in settings for settings in products)
@@ -141,7 +141,7 @@ def test_the_step_of_orc_has_no_loop():
     def loops(alpha):
         _, state, train_step, order = build(config := tiny_config(mixup_alpha=alpha))
         split = prepare(config, tiny_data()).train_split
-        jaxpr = str(jax.make_jaxpr(train_step)(state, split, order))
+        jaxpr = str(train_step.trace(state, split, order).jaxpr)
         return [name for name in ("while[", "scan[", "random_gamma") if name in jaxpr]
 
     assert loops(1.0) == []

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from orc_jax import compiler
 from orc_jax.data import batches
 from orc_jax.errors import UserError, unknown
 from orc_jax.insight import figures
@@ -136,7 +137,7 @@ def viewer(subject: Subject) -> Callable[[Picture, int], list[View]]:
     """
     # Equal networks are the same object, and a Flax module need not be hashable.
     networks = {id(peer.network): peer.network for peer in subject.peers}
-    compiled = {key: jax.jit(partial(view, network)) for key, network in networks.items()}
+    compiled = {key: compiler.jit(partial(view, network)) for key, network in networks.items()}
 
     def views(picture, label):
         classes = jnp.array([label])

@@ -77,9 +77,22 @@ def per_peer_conv(lhs, rhs, strides, padding, **kwargs):
     convolve = jax.custom_vjp(_unbatched(plain))
     convolve.defvjp(
         lambda lhs, rhs: (_unbatched(plain)(lhs, rhs), (lhs, rhs)),
-        lambda inputs, d_out: _unbatched(plain_gradient)(*inputs, d_out),
+        lambda inputs, d_out: _unbatched(plain_gradient)(*inputs, materialised(d_out)),
     )
-    return convolve(lhs, rhs)
+    return convolve(materialised(lhs), rhs)
+
+
+def materialised(x):
+    """Return x; on a CPU, have XLA write it to memory here, once.
+
+    A convolution reads its arguments from memory, and its gradient reads them again in another
+    layout. Left alone, XLA computes them anew for each of these readers: in a residual network,
+    that means every sum, norm and activation since the stage began. (XLA obeys from JAX 0.12 on.)
+
+    Args:
+      x: any array.
+    """
+    return lax.optimization_barrier(x) if target() == "cpu" else x
 
 
 def _unbatched(function):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from orc_jax.errors import UserError
+from orc_jax.models.convolution import materialised
 from orc_jax.models.initialisation import DEFAULT, Initialisation, initialised
 
 
@@ -78,7 +79,8 @@ class Stage(nn.Module):
 
         run = nn.remat(run) if self.remat else run
         for i, (features, stride) in enumerate(self.plan):
-            x = run(self.block(features, stride, self.norm, name=f"block{i}"), x)
+            block = self.block(features, stride, self.norm, name=f"block{i}")
+            x = run(block, materialised(x))
         return x
 
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import traverse_util
 from jax import lax
 
-from orc_jax import models
+from orc_jax import compiler, models
 from orc_jax.errors import UserError
 from orc_jax.models.convolution import made_for
 from orc_jax.trained import onnx_program, torch_weights
@@ -67,7 +67,7 @@ class Unavailable(Exception):
 
 
 def _run(trained, variables):
-    return partial(jax.jit(partial(logits, trained)), variables)
+    return partial(compiler.jit(partial(logits, trained)), variables)
 
 
 def stablehlo(trained: TrainedNetworks) -> bytes:
@@ -195,7 +195,10 @@ def short(error: Exception) -> str:
 
 # File → function that makes its content, and function that reads it as images → logits.
 FORMS = {
-    "model.stablehlo": (stablehlo, lambda trained, content: jax.jit(read_stablehlo(content).call)),
+    "model.stablehlo": (
+        stablehlo,
+        lambda trained, content: compiler.jit(read_stablehlo(content).call),
+    ),
     "model.safetensors": (weights, read_weights),
     "model.torch.safetensors": (torch, read_torch),
     "model.onnx": (onnx, read_onnx),

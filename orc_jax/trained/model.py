@@ -10,6 +10,7 @@ import jax.export
 import numpy as np
 from jaxtyping import Float
 
+from orc_jax import compiler
 from orc_jax.data import preprocessing
 from orc_jax.data.preprocessing import Preprocessing
 from orc_jax.errors import UserError
@@ -80,7 +81,7 @@ def load(directory: str | Path) -> Model:
             f"{directory} is no export, no saved network and no run: it has no export.json, "
             "network.json or config.json"
         )
-    run = partial(jax.jit(partial(logits, trained)), jax.device_put(trained.variables))
+    run = partial(compiler.jit(partial(logits, trained)), jax.device_put(trained.variables))
     return Model(trained.class_names, trained.images[0], run)
 
 
@@ -121,7 +122,7 @@ def _exported(directory):
             f"{path} is not of {program.name}: it says images {list(images.image_shape)} and "
             f"{len(names)} classes, the program {list(shapes[0])} and {shapes[1][-1]}"
         )
-    return Model(names, images, jax.jit(exported.call))
+    return Model(names, images, compiler.jit(exported.call))
 
 
 def _dict(value) -> dict:
