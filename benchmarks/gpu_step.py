@@ -115,7 +115,7 @@ class Variant:
             self.args = (setup.train_split, setup.on_mesh(jax.device_get(order)))
             self.steps = DISPATCH if name == "dispatch" else 1
             if self.steps > 1:
-                one = step.__wrapped__  # a jit with compiler options takes no place in another
+                one = step.__wrapped__  # JAX allows compiler options in the outermost jit alone
 
                 def several(state, *args):
                     return lax.fori_loop(0, DISPATCH, lambda i, s: one(s, *args), state)

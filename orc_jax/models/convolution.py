@@ -87,7 +87,8 @@ def materialised(x):
 
     A convolution reads its arguments from memory, and its gradient reads them again in another
     layout. Left alone, XLA computes them anew for each of these readers: in a residual network,
-    that means every sum, norm and activation since the stage began. (XLA obeys from JAX 0.12 on.)
+    that means every sum, norm and activation since the stage began. XLA of JAX 0.12 obeys; that
+    of JAX 0.10 does not.
 
     Args:
       x: any array.
