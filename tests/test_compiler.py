@@ -3,13 +3,12 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from orc_jax import compiler
 from orc_jax.models.network import Stage
-from orc_jax.models.norm import BatchNorm, sum_of_pixels
+from orc_jax.models.norm import BatchNorm
 from orc_jax.models.resnet import ResidualBlock
 
 OPTION = "xla_cpu_experimental_ynn_fusion_type"
@@ -60,11 +59,3 @@ def test_unknown_options_are_left_out(monkeypatch):
 def test_flags_of_the_user_stay(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--{OPTION}=LIBRARY_FUSION_TYPE_DOT")
     assert compiler.options("cpu") == {}
-
-
-@pytest.mark.parametrize("rows", [1, 511, 1024, 1026, 4100, 8192])
-def test_sum_of_pixels(rows):
-    x = np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32)
-    np.testing.assert_allclose(
-        jax.jit(sum_of_pixels)(jnp.asarray(x)), x.astype(np.float64).sum(axis=0), atol=1e-3
-    )
